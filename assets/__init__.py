@@ -1,0 +1,1 @@
+"""What it makes: one folder per link of the chain, in chain order."""
