@@ -1,0 +1,1 @@
+"""Raw videos: ingest, probe, decode, quarantine, shards; the rendered sample world."""

@@ -1,0 +1,240 @@
+"""Reading videos of unknown provenance: what a file is, its frames and their times.
+
+Every native read happens in a child process (`decoder`) that is given a number of seconds. decord reads where its
+frames agree in number and in time with the container's own packets; PyAV reads the rest. Times are presentation
+timestamps, never an index divided by a rate.
+"""
+
+import atexit
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from pathlib import Path
+
+import numpy as np
+
+# Part of every cached result's key: raise it when the same file would now be read differently.
+VERSION = "1"
+
+# Neighbouring intervals that differ by more than this share make a rate variable.
+_STEADY = 0.1
+
+
+class ReaderError(ValueError):
+    """A file cannot be used, as "reason: remedy" in whole words without any path."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a video is.
+
+    Attributes:
+        reader: "decord" or "pyav": which of them reads this file's frames right.
+        codec: FFmpeg's name.
+        width: upright, pixels.
+        height: upright, pixels.
+        rotation: degrees clockwise that the container asks for, 0, 90, 180 or 270; already in width and height.
+        indices: (F,) i64 positions, among all frames in presentation order, of those whose time is past the last one's.
+        timestamps: (F,) f64 s from the first frame, strictly increasing.
+        variable_rate: the intervals between frames differ.
+        damaged: packets that could not be decoded.
+    """
+
+    reader: str
+    codec: str
+    width: int
+    height: int
+    rotation: int
+    indices: np.ndarray
+    timestamps: np.ndarray
+    variable_rate: bool
+    damaged: int
+
+    @property
+    def seconds(self) -> float:
+        """From the first frame to the last."""
+        return float(self.timestamps[-1])
+
+
+def probe(path: Path, timeout_s: float, allow_decord: bool = True) -> Probe:
+    """Find out what a file is, which reader reads it right, and when each of its frames is shown.
+
+    Args:
+        path: the file.
+        timeout_s: seconds each native read may take.
+        allow_decord: False goes straight to PyAV and decodes everything once.
+
+    Raises:
+        ReaderError: no clip can be made of the file.
+    """
+    found = _ask("demux", timeout_s, path=str(path))
+    reader, times, damaged = "decord", found["times"], 0
+    if not (allow_decord and _decord_agrees(path, found, timeout_s)):
+        decoded = _ask("decode", timeout_s, path=str(path))
+        reader, times, damaged = "pyav", decoded["times"], decoded["damaged"]
+    if len(times) == 1:
+        raise ReaderError("One frame only: nothing can move in a still picture.")
+    if damaged > len(times):
+        raise ReaderError(f"{damaged} packets are damaged and only {len(times)} frames decode: fetch it again.")
+    if np.isnan(times).all():
+        raise ReaderError("No presentation timestamps: put it into a container that keeps them, such as MP4.")
+    indices = _advancing(times)
+    if len(indices) < 2:
+        raise ReaderError("No time passes between its frames: its timestamps are all the same, encode it again.")
+    times = np.round(times[indices] - times[indices[0]], 6)
+    turned = found["rotation"] % 180 == 90
+    width, height = (found["height"], found["width"]) if turned else (found["width"], found["height"])
+    steps = np.diff(times)
+    variable = bool(np.ptp(steps) > _STEADY * np.median(steps))
+    return Probe(reader, found["codec"], width, height, found["rotation"], indices, times, variable, damaged)
+
+
+def sample(probed: Probe, count: int) -> np.ndarray:
+    """(T,) positions into probed.indices and probed.timestamps: at most count, uniform in time, ends included."""
+    times = probed.timestamps
+    if len(times) <= count:
+        return np.arange(len(times))
+    wanted = np.linspace(0, times[-1], count)
+    after = np.clip(np.searchsorted(times, wanted), 1, len(times) - 1)
+    earlier = wanted - times[after - 1] <= times[after] - wanted
+    return np.unique(np.where(earlier, after - 1, after))
+
+
+def read_frames(
+    path: Path, indices: np.ndarray, max_pixels: int, reader: str, timeout_s: float = 60.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Frames of a file, upright and no larger than max_pixels, with their times.
+
+    Args:
+        path: the file.
+        indices: (T,) increasing positions among all its frames in presentation order, as in Probe.indices.
+        max_pixels: largest area of a frame; frames are never enlarged.
+        reader: Probe.reader.
+        timeout_s: seconds each native read may take.
+
+    Returns:
+        (T, h, w, 3) u8 RGB and (T,) f64 s from the clip's first frame, from presentation timestamps.
+
+    Raises:
+        ReaderError: the frames cannot be read.
+    """
+    probed = probe(path, timeout_s, allow_decord=reader == "decord")
+    if probed.reader != reader:
+        raise ReaderError(f"{reader} cannot read this file: read it with {probed.reader}.")
+    places = np.searchsorted(probed.indices, indices)
+    if len(indices) == 0 or places.max() >= len(probed.indices) or (probed.indices[places] != indices).any():
+        raise ReaderError("Frames were asked for that the file does not have: probe it again.")
+    return _read(path, indices, max_pixels, reader, timeout_s), probed.timestamps[places]
+
+
+def read_clip(path: Path, count: int, max_pixels: int, timeout_s: float) -> tuple[Probe, np.ndarray, np.ndarray]:
+    """Probe a file and read at most count frames, uniform in time; PyAV takes over where decord fails on the way.
+
+    Returns:
+        The probe, (T, h, w, 3) u8 RGB frames and (T,) positions into probe.indices and probe.timestamps.
+
+    Raises:
+        ReaderError: no clip can be made of the file.
+    """
+    probed = probe(path, timeout_s)
+    if probed.reader == "decord":
+        chosen = sample(probed, count)
+        try:
+            frames = _read(path, probed.indices[chosen], max_pixels, "decord", timeout_s)
+            return probed, frames, chosen
+        except ReaderError:
+            probed = probe(path, timeout_s, allow_decord=False)
+    chosen = sample(probed, count)
+    return probed, _read(path, probed.indices[chosen], max_pixels, "pyav", timeout_s), chosen
+
+
+def _read(path: Path, indices: np.ndarray, max_pixels: int, reader: str, timeout_s: float) -> np.ndarray:
+    """Frames through one of the two readers."""
+    indices = np.asarray(indices, np.int64)
+    return _ask(f"read_{reader}", timeout_s, path=str(path), indices=indices, max_pixels=max_pixels)
+
+
+def _decord_agrees(path: Path, found: dict, timeout_s: float) -> bool:
+    """Whether decord sees the frames that the container's packets announce, each at its time.
+
+    A header that promises more frames than there are makes decord hang, and it fails on or ignores rotations, so such
+    files are not given to it at all.
+    """
+    times = found["times"]
+    if len(times) < 2 or found["promised"] > len(times) or found["rotation"] != 0:
+        return False
+    try:
+        seen = _ask("decord_times", timeout_s, path=str(path))
+    except ReaderError:
+        return False
+    if len(seen) != len(times) or not np.isfinite(seen).all():
+        return False
+    return bool(np.abs((seen - seen[0]) - (times - times[0])).max() < 0.25 * np.diff(times).min())
+
+
+def _advancing(times: np.ndarray) -> np.ndarray:
+    """Positions of the frames whose time is known and later than every time before it."""
+    known = np.flatnonzero(np.isfinite(times))
+    latest = np.maximum.accumulate(times[known])
+    return known[np.r_[True, times[known][1:] > latest[:-1]]]
+
+
+class _Decoder:
+    """The child process of this process, replaced when it hangs or dies."""
+
+    def __init__(self):
+        self._process: subprocess.Popen | None = None
+        self._connection = None
+
+    def ask(self, name: str, timeout_s: float, arguments: dict):
+        """One request; ReaderError if it is refused, takes too long, or ends the child."""
+        if self._process is None or self._process.poll() is not None:
+            self._start()
+        try:
+            self._connection.send((name, arguments, timeout_s))
+            if not self._connection.poll(timeout_s):
+                self.stop()
+                raise ReaderError(f"Reading took longer than {timeout_s:g} s: raise timeout_s or repair the file.")
+            outcome, value = self._connection.recv()
+        except (EOFError, OSError):
+            self.stop()
+            raise ReaderError("The decoder died on this file: it is damaged; re-encode or fetch it again.") from None
+        if outcome == "refused":
+            raise ReaderError(value)
+        return value
+
+    def _start(self) -> None:
+        self.stop()
+        self._connection, theirs = Pipe()
+        search = os.pathsep.join(part for part in sys.path if part)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "assets.videos.decoder", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env={**os.environ, "PYTHONPATH": search},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+
+    def stop(self) -> None:
+        """End the child, whatever it is doing."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._connection.close()
+        self._process = self._connection = None
+
+
+_DECODERS: dict[int, _Decoder] = {}
+
+
+def _ask(name: str, timeout_s: float, **arguments):
+    """Ask this process's decoder; a forked process gets its own."""
+    decoder = _DECODERS.get(os.getpid())
+    if decoder is None:
+        decoder = _DECODERS[os.getpid()] = _Decoder()
+        atexit.register(decoder.stop)
+    return decoder.ask(name, timeout_s, arguments)
