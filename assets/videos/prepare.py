@@ -6,7 +6,6 @@
 <out>/contact_sheets/<clip>.jpg
 """
 
-import hashlib
 import json
 import multiprocessing
 import os
@@ -20,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from assets.progress import Progress
+from assets.reuse import key_of, mark_reusable, reusable
 from assets.videos import reader
 from assets.videos.contact_sheet import contact_sheet
 from assets.videos.parameters import VideoParameters
@@ -59,6 +59,9 @@ QUARANTINE = pa.schema(
     ]
 )
 
+# What decides a clip's result beside its bytes and the parameters.
+CODE = [Path(__file__).with_name(f"{name}.py") for name in ("contact_sheet", "decoder", "prepare", "reader")]
+
 # A cut's jump is at least this many times the median jump of its clip.
 OUTSTANDING = 2.5
 
@@ -84,8 +87,7 @@ class _Job:
     def key(self) -> str:
         """What the result was made from; another key means another result. How long it took does not count."""
         tuned = self.parameters.model_dump(mode="json", exclude={"timeout_s"})
-        parts = {"clip": self.clip.clip, "reader": reader.VERSION, "parameters": tuned}
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return key_of({"clip": self.clip.clip, "parameters": tuned}, CODE)
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,8 @@ def _prepare(job: _Job) -> _Outcome:
     timestamps = probed.timestamps[chosen]
     _replace(job.sheet, contact_sheet(frames, timestamps, tuned.sheet_frames, tuned.sheet_bytes))
     _save_frames(job, frames, timestamps, probed.indices[chosen], measured)
+    for result in (job.frames, job.sheet):
+        mark_reusable(result, job.key)
     return _Outcome(job.clip.clip, measured)
 
 
@@ -198,26 +202,22 @@ def count_cuts(frames: np.ndarray, threshold: float) -> int:
 
 
 def _save_frames(job: _Job, frames: np.ndarray, timestamps: np.ndarray, indices: np.ndarray, measured: dict) -> None:
-    """Write a clip's frames; the metadata holds what they were made from and the columns of its row."""
+    """Write a clip's frames; the metadata holds the columns of its row."""
     from safetensors.numpy import save
 
-    record = json.dumps({"key": job.key, "measured": measured}, sort_keys=True)
+    record = json.dumps({"measured": measured}, sort_keys=True)
     tensors = {"frames": frames, "timestamps": timestamps.astype(np.float64), "indices": indices.astype(np.int64)}
     _replace(job.frames, save(tensors, {"record": record}))
 
 
 def _cached(job: _Job) -> dict | None:
     """The measured columns an earlier run left, if its files are whole and made from the same things."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    if not (job.frames.is_file() and job.sheet.is_file()):
+    if not (reusable(job.frames, job.key) and reusable(job.sheet, job.key)):
         return None
-    try:
-        with safe_open(str(job.frames), "np") as file:
-            record = json.loads(file.metadata()["record"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
-        return None
-    return record["measured"] if record.get("key") == job.key else None
+    with safe_open(str(job.frames), "np") as file:
+        return json.loads(file.metadata()["record"])["measured"]
 
 
 def _tables(clips: list[RawClip], outcomes: dict[str, _Outcome], shard: str) -> tuple[list[dict], list[dict]]:
@@ -261,5 +261,5 @@ def _remove_strangers(out: Path, kept: list[_Job]) -> None:
     owned = {job.frames for job in kept} | {job.sheet for job in kept}
     for folder in ("frames", "contact_sheets"):
         for path in (out / folder).iterdir():
-            if path not in owned:
+            if path not in owned and path.with_suffix("") not in owned:
                 path.unlink()

@@ -19,7 +19,6 @@ from pathlib import Path, PurePosixPath
 from assets.progress import Progress
 
 CLIP = re.compile(r"[0-9a-f]{64}")
-SHARD = re.compile(r"shard-\d{6}")
 SUFFIX = re.compile(r"\.[a-z0-9]{1,11}")
 ROLE = re.compile(r"[a-z]{1,20}")
 KINDS = ("video", "av2", "kitti", "unusable")

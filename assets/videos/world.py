@@ -24,8 +24,9 @@ from assets.progress import Progress
 from assets.videos.painting import Painter, Picture
 from assets.videos.parameters import SampleWorldParameters
 from assets.videos.scenery import Scene, draw_scene
-from assets.videos.shards import SHARD, RawClip, ShardError, seal
+from assets.videos.shards import RawClip, ShardError, seal
 from assets.videos.things import SHAPES
+from assets.workspace import SHARD_KEY
 
 # Whatever x264 would choose by processor or by number of cores is fixed, so that the bytes are the same everywhere.
 _X264 = "threads=1:lookahead-threads=1:sliced-threads=0:cpu-independent=1:keyint=24:scenecut=0"
@@ -50,7 +51,7 @@ def render_shard(
     Raises:
         ShardError: `shard` is no shard key.
     """
-    if not SHARD.fullmatch(shard):
+    if not SHARD_KEY.fullmatch(shard):
         raise ShardError(f"{shard!r} is no shard key; write it like shard-000042")
     partial = destination.with_name(f".{shard}.partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""Geometry caches: the scene record and the estimators that yield it."""

@@ -1,0 +1,260 @@
+"""The cache of a shard: one scene record per clip, and a table of what became of each.
+
+A clip's record is reused while its key (clip, companions, sampled frames, estimator, parameters) and its digest hold;
+one clip's failure is that clip's outcome and never stops the shard.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from assets.geometry.estimators import Clip, EstimateError, choose, provenance
+from assets.geometry.parameters import GeometryParameters
+from assets.geometry.record import SceneRecord, load, save, unknown
+from assets.reuse import SUFFIX, key_of, mark_reusable, reusable, sha256_of
+
+Progress = Callable[[int, int, str], None]
+
+SUMMARY_FIELDS = ("timestamps", "world_from_camera", "points", "confidence", "is_agent", "centers_world", "boxes")
+
+
+# The link's own code decides a record too; how Dagster is told of it, and how a record is drawn, do not.
+CODE = [path for path in Path(__file__).parent.rglob("*.py") if path.name not in ("asset.py", "view.py")]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One clip's work, small enough to be sent to another process."""
+
+    clip: Clip
+    companions: tuple[tuple[str, str], ...]
+    destination: Path
+    parameters: GeometryParameters
+
+
+def estimate_shard(
+    raw_shard: Path,
+    videos_shard: Path,
+    out: Path,
+    shard: str,
+    parameters: GeometryParameters,
+    workers: int = 1,
+    progress: Progress = lambda done, total, what: None,
+) -> None:
+    """Write one scene record per clip of a shard, and scenes.parquet, to ``out``.
+
+    Records that are still valid are kept, whoever made them; files of clips that left the shard are removed.
+
+    Args:
+        raw_shard: folder with manifest.json and the raw files.
+        videos_shard: folder with clips.parquet and frames/.
+        out: folder of the records.
+        shard: key of the shard, written to the table.
+        parameters: how records are made.
+        workers: processes; 1 works in this one.
+        progress: called with (done, total, name of the clip).
+
+    Raises:
+        EstimateError: clips.parquet and the manifest disagree.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    jobs = _jobs(raw_shard, videos_shard, out, parameters)
+    _remove_strangers(out, jobs)
+    for done, (job, died) in enumerate(_run(jobs, workers), 1):
+        if died:
+            _save_death(job)
+        progress(done, len(jobs), str(job.clip.row["name"]))
+    _write_table([summary(job.destination, job.clip.row, shard, parameters) for job in jobs], out)
+
+
+def estimate_clip(job: Job) -> None:
+    """Make sure that a valid record of the clip lies at its destination."""
+    row = job.clip.row
+    chosen = choose(row, job.clip.companions, job.parameters)
+    name, identity = (chosen[0], chosen[1].identity()) if chosen else ("none", "none")
+    key = _key(job, identity)
+    if reusable(job.destination, key):
+        return
+    try:
+        if chosen is None:
+            raise EstimateError(f"no estimator of {', '.join(job.parameters.estimators)} supports {row['kind']} clips")
+        _save(chosen[1].estimate(job.clip), job, key)
+    except EstimateError as error:
+        _save(_refused(job, name, identity, str(error)), job, key)
+    except Exception as error:  # a clip's failure is its outcome, and the shard goes on
+        # Only the type: messages of libraries hold absolute paths, which must not reach a hashed file.
+        _save(_refused(job, name, identity, f"the estimator failed: {type(error).__name__}"), job, key)
+
+
+def summary(path: Path, row: Mapping[str, Any], shard: str, parameters: GeometryParameters) -> dict[str, Any]:
+    """The row of scenes.parquet of a saved record.
+
+    ``parallax`` is the extent of the camera's path as share of the median depth of the points (NaN where unknown);
+    ``moving`` counts objects whose path in the world spans more than ``moving_share`` of their median distance.
+    """
+    record = load(path, SUMMARY_FIELDS)
+    known = record.provenance
+    in_world = known["poses"] != "unknown"
+    return {
+        "clip": row["clip"],
+        "shard": shard,
+        "name": row["name"],
+        "kind": row["kind"],
+        "estimator": known["estimator"],
+        "version": known["version"],
+        "status": known["status"],
+        "reason": known["reason"],
+        "objects": len(record.names),
+        "moving": int(_moving(record, parameters.moving_share).sum()) if in_world else 0,
+        "agents": int(record.is_agent.sum()),
+        "frames": len(record.timestamps),
+        "seconds": float(record.timestamps[-1] - record.timestamps[0]) if len(record.timestamps) else 0.0,
+        "parallax": _parallax(record) if in_world else float("nan"),
+        "metric": bool(known["metric"]),
+        "poses": known["poses"],
+    }
+
+
+def _jobs(raw_shard: Path, videos_shard: Path, out: Path, parameters: GeometryParameters) -> list[Job]:
+    """Jobs of the clips of clips.parquet, in order of their identity."""
+    import pyarrow.parquet as pq
+
+    from assets.videos.shards import read_manifest
+
+    manifest = {raw.clip: raw for raw in read_manifest(raw_shard)}
+    rows = pq.read_table(videos_shard / "clips.parquet").to_pylist()
+    jobs = []
+    for row in sorted(rows, key=lambda row: row["clip"]):
+        raw = manifest.get(row["clip"])
+        if raw is None:
+            raise EstimateError(f"{videos_shard / 'clips.parquet'}: clip {row['clip']} is not in the shard's manifest")
+        frames = videos_shard / "frames" / f"{raw.clip}.safetensors"
+        companions = {role: raw.companion_path(raw_shard, role) for role in sorted(raw.companions)}
+        jobs.append(
+            Job(
+                Clip(row, raw.path(raw_shard), companions, frames if frames.exists() else None),
+                tuple((role, known["sha256"]) for role, known in sorted(raw.companions.items())),
+                out / f"{raw.clip}.safetensors",
+                parameters,
+            )
+        )
+    return jobs
+
+
+def _key(job: Job, identity: str) -> str:
+    """What the record was made from; another key means another record."""
+    frames = job.clip.frames_file
+    parts = {
+        "clip": job.clip.row["clip"],
+        "companions": job.companions,
+        "frames": None if frames is None else sha256_of(frames),
+        "estimator": identity,
+        "parameters": job.parameters.model_dump(mode="json"),
+    }
+    return key_of(parts, CODE)
+
+
+def _refused(job: Job, name: str, identity: str, reason: str) -> SceneRecord:
+    """A record without any geometry, which still says when the frames were and why there is no more."""
+    try:
+        sampled = job.clip.sampled
+        times, size = sampled["timestamps"], list(sampled["frames"].shape[1:3])
+    except (EstimateError, KeyError):
+        times, size = np.zeros(0), [0, 0]
+    known = provenance(name, identity, job.parameters, "refused", reason, frame_size=size)
+    return unknown(times, provenance=known)
+
+
+def _save_death(job: Job) -> None:
+    """The outcome of a clip whose process died; it is not marked reusable, so the next run tries again."""
+    save(_refused(job, "none", "none", "the estimator's process died"), job.destination)
+
+
+def _save(record: SceneRecord, job: Job, key: str) -> None:
+    save(record, job.destination)
+    mark_reusable(job.destination, key)
+
+
+def _run(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, bool]]:
+    """Do the jobs and yield each with whether its process died.
+
+    A native crash takes a whole pool of processes with it and does not say who caused it; what was not done by then is
+    done again, each clip in a process of its own.
+    """
+    if workers <= 1:
+        for job in jobs:
+            estimate_clip(job)
+            yield job, False
+        return
+    left = dict(enumerate(jobs))
+    with _pool(workers) as pool:
+        futures = {pool.submit(estimate_clip, job): i for i, job in left.items()}
+        for future in as_completed(futures):
+            if isinstance(future.exception(), BrokenProcessPool):
+                continue
+            future.result()
+            yield left.pop(futures[future]), False
+    for job in left.values():
+        with _pool(1) as pool:
+            error = pool.submit(estimate_clip, job).exception()
+        if error is not None and not isinstance(error, BrokenProcessPool):
+            raise error
+        yield job, error is not None
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+
+
+def _remove_strangers(out: Path, jobs: Sequence[Job]) -> None:
+    """Remove what no clip of the shard owns, such as the temporary file of a killed run."""
+    owned = {job.destination.name for job in jobs} | {"scenes.parquet"}
+    for path in out.iterdir():
+        if path.name.removesuffix(SUFFIX) not in owned and path.is_file():
+            path.unlink()
+
+
+def _moving(record: SceneRecord, share: float) -> np.ndarray:
+    """(N,) whether the box around an object's path is longer than ``share`` of its median distance to the camera."""
+    if not len(record.names):
+        return np.zeros(0, bool)
+    centers = record.centers_world.astype(float)
+    seen = np.isfinite(centers).all(-1)
+    high = np.where(seen[..., None], centers, -np.inf).max(1)
+    low = np.where(seen[..., None], centers, np.inf).min(1)
+    extent = np.where(seen.any(1), np.linalg.norm(np.where(np.isfinite(high), high - low, 0.0), axis=-1), 0.0)
+    away = np.linalg.norm(centers - record.world_from_camera[None, :, :3, 3], axis=-1)
+    distance = np.array([np.median(d[np.isfinite(d)]) if np.isfinite(d).any() else np.inf for d in away])
+    return extent > share * distance
+
+
+def _parallax(record: SceneRecord) -> float:
+    positions = record.world_from_camera[:, :3, 3].astype(float)
+    depths = record.points[..., 2][record.confidence > 0].astype(float)
+    if not len(depths) or not np.isfinite(positions).all():
+        return float("nan")
+    return round(float(np.linalg.norm(np.ptp(positions, axis=0)) / np.median(depths)), 4)
+
+
+def _write_table(rows: list[dict[str, Any]], out: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema(
+        [(name, pa.string()) for name in ("clip", "shard", "name", "kind", "estimator", "version", "status", "reason")]
+        + [(name, pa.int64()) for name in ("objects", "moving", "agents", "frames")]
+        + [("seconds", pa.float64()), ("parallax", pa.float64()), ("metric", pa.bool_()), ("poses", pa.string())]
+    )
+    path = out / "scenes.parquet"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    pq.write_table(pa.Table.from_pylist(rows, schema), temporary, compression="zstd")
+    os.replace(temporary, path)

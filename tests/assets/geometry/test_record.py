@@ -1,0 +1,128 @@
+import dataclasses
+import os
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from assets.geometry import record as records
+from assets.geometry.record import RecordError, box_of, decode_mask, encode_mask, load, save, unknown, verify
+
+
+def same(a, b) -> bool:
+    return all(np.array_equal(getattr(a, n), getattr(b, n), equal_nan=True) for n in records.TENSOR_FIELDS)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(frames=st.integers(1, 6), objects=st.integers(0, 4), seed=st.integers(0, 1000))
+def test_what_is_saved_is_loaded(tmp_path, make_record, frames, objects, seed):
+    record = make_record(frames, objects, seed)
+    save(record, tmp_path / "a.safetensors")
+    loaded = load(tmp_path / "a.safetensors")
+    assert same(record, loaded)
+    assert loaded.masks == record.masks
+    assert (loaded.names, loaded.classes, loaded.provenance) == (record.names, record.classes, record.provenance)
+
+
+def test_same_record_same_bytes(tmp_path, record):
+    save(record, tmp_path / "a")
+    save(load(tmp_path / "a"), tmp_path / "b")
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_noise_below_the_stored_decimals_does_not_change_the_bytes(tmp_path):
+    record = unknown(np.array([0.0, 1.0]), ["car 1"], ["car"], provenance={"status": "3d", "frame_size": [0, 0]})
+    for name, offset in (("a", 0.0), ("b", 1e-9)):
+        moved = dataclasses.replace(
+            record, centers_world=np.full((1, 2, 3), 1.25) + offset, timestamps=np.ones(2) + offset
+        )
+        save(moved, tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_only_the_fields_asked_for_are_read(tmp_path, record):
+    save(record, tmp_path / "a")
+    partial = load(tmp_path / "a", ["timestamps", "centers_world"])
+    assert np.array_equal(partial.centers_world, record.centers_world)
+    assert partial.points is None and partial.masks is None
+    assert partial.names == record.names
+    with pytest.raises(RecordError, match="poins"):
+        load(tmp_path / "a", ["poins"])
+
+
+def test_masks_without_a_picture_stay_unknown(tmp_path):
+    record = unknown(np.zeros(3), ["car 1"], ["car"], provenance={"status": "3d", "frame_size": [0, 0]})
+    save(record, tmp_path / "a")
+    assert load(tmp_path / "a").masks == [[None, None, None]]
+
+
+@pytest.mark.parametrize("keep", [0, 7, 100, -1])
+def test_a_truncated_file_is_named(tmp_path, record, keep):
+    path = tmp_path / "clip.safetensors"
+    save(record, path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(RecordError, match=r"clip\.safetensors") as error:
+        load(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_flipped_bit_is_found(tmp_path, record):
+    path = tmp_path / "clip.safetensors"
+    save(record, path)
+    verify(path)
+    data = bytearray(path.read_bytes())
+    data[-20] ^= 1
+    path.write_bytes(bytes(data))
+    load(path)
+    with pytest.raises(RecordError, match=r"clip\.safetensors.*digest"):
+        verify(path)
+
+
+def test_a_missing_or_foreign_file_is_named(tmp_path):
+    from safetensors.numpy import save_file
+
+    with pytest.raises(RecordError, match="gone"):
+        load(tmp_path / "gone")
+    save_file({"x": np.zeros(2)}, tmp_path / "other")
+    with pytest.raises(RecordError, match="other"):
+        load(tmp_path / "other")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, make_record, record, monkeypatch):
+    path = tmp_path / "a"
+    save(record, path)
+    before = path.read_bytes()
+
+    def refuse(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError, match="disk full"):
+        save(make_record(seed=1), path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"names": ["a", "a"]}, "unique"),
+        ({"boxes": np.zeros((2, 4, 4))}, "boxes"),
+        ({"masks": [[None]]}, "masks"),
+        ({"provenance": {"status": "fine"}}, "status"),
+        ({"points": np.full((5, 6, 8, 3), 1e6)}, "points"),
+    ],
+)
+def test_a_record_that_contradicts_itself_is_not_written(tmp_path, record, change, message):
+    with pytest.raises(RecordError, match=message):
+        save(dataclasses.replace(record, **change), tmp_path / "a")
+    assert not list(tmp_path.iterdir())
+
+
+def test_masks_and_boxes():
+    mask = np.zeros((9, 12), bool)
+    mask[2:5, 3:8] = True
+    assert np.array_equal(decode_mask(encode_mask(mask)), mask)
+    assert box_of(mask).tolist() == [3, 2, 8, 5]
+    assert np.isnan(box_of(np.zeros((3, 3), bool))).all()
