@@ -1,0 +1,1 @@
+"""QA data sets: states, candidates, stability, quads, wording."""

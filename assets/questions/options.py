@@ -1,0 +1,207 @@
+"""Four questions, four options: matching questions into quads so that text alone tells nothing.
+
+Each option of a quad is the true answer of exactly one of its questions, so a reader of the options alone is right
+once in four whatever it prefers. What is left is the link from a question's words to its answer; partners are chosen
+to read alike (same type, viewpoint, roles, about the same interval), so that the words fit every option equally well.
+A question that finds no quad is dropped: any other rule would break the exchange of options within a quad.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from assets.questions.parameters import QuestionParameters
+from assets.questions.row import LETTERS, content_id, content_seed
+
+# A reader maps questions to rows of numbers; questions that it sees alike are better partners.
+Reader = Callable[[Sequence[dict]], np.ndarray]
+
+BLOCK = 2048
+_LENGTH, _START, _MOMENT, _ROLE, _CLASS, _SAME_CLIP, _EDIT, _READER = 4.0, 1.0, 0.5, 2.0, 0.5, 0.5, 1.0, 1.0
+
+
+@dataclass(frozen=True)
+class Quad:
+    """Four rows (indices into the pool) that share options; ``order`` shows them as options A to D."""
+
+    quad: str
+    members: tuple[int, int, int, int]
+    order: tuple[int, int, int, int]
+
+
+def stratum(row: dict) -> tuple:
+    """What questions must have in common to share options.
+
+    Type, whether the camera or an agent looks, which targets are the camera or the viewpoint's own subject, number of
+    states (1 or 2, exactly 3 to 6, 7 or more), and for directions and orientations that change the first state.
+    """
+    special = tuple(
+        role if role == "camera" else "own" if target == row["viewpoint_subject"] else ""
+        for role, target in zip(row["target_roles"], row["targets"], strict=True)
+    )
+    if row["type"].endswith("_dis"):
+        # A distance has no order and no viewpoint: only whether the camera is one of the two can matter.
+        special = tuple(sorted(role for role in special if role == "camera"))
+    number = min(max(len(row["states"]), 2), 7)
+    first = row["states"][0] if row["type"].endswith(("_dir", "_ori")) and number > 2 else ""
+    return row["type"], row["viewpoint_role"] == "camera", special, number, first
+
+
+def match_quads(rows: Sequence[dict], parameters: QuestionParameters, reader: Reader | None = None) -> list[Quad]:
+    """Match the questions of one split into quads.
+
+    Args:
+        rows: candidate rows, all of one split, in any order.
+        parameters: shortlist and interval slack.
+        reader: extra features of questions that partners should agree in, scaled so that 1 is a large difference.
+
+    Returns:
+        Quads in the order of their identities; every row is in at most one.
+    """
+    strata = defaultdict(list)
+    for index in sorted(range(len(rows)), key=lambda index: rows[index]["qa_id"]):
+        strata[stratum(rows[index])].append(index)
+    quads = []
+    for indices in strata.values():
+        # Identities are hashes, so blocks of a large stratum are a fair deal and keep the cost linear in its size.
+        for first in range(0, len(indices), BLOCK):
+            block = indices[first : first + BLOCK]
+            matched = _match_block([rows[index] for index in block], parameters, reader)
+            quads += [_quad([block[member] for member in members], rows) for members in matched]
+    return sorted(quads, key=lambda quad: quad.quad)
+
+
+def _quad(members: list[int], rows: Sequence[dict]) -> Quad:
+    """Name a quad and order its options by a draw seeded from the four questions."""
+    members = sorted(members, key=lambda index: rows[index]["qa_id"])
+    identity = content_id("quad", *(rows[index]["qa_id"] for index in members))
+    order = np.random.default_rng(content_seed(identity)).permutation(4)
+    return Quad(identity, tuple(members), tuple(members[position] for position in order))
+
+
+def letter_of(quad: Quad, member: int) -> str:
+    """Return the letter under which a member's own answer is shown; the four letters are each used once."""
+    return LETTERS[quad.order.index(member)]
+
+
+def _match_block(rows: list[dict], parameters: QuestionParameters, reader: Reader | None) -> list[tuple[int, ...]]:
+    """Greedy quads among rows of one stratum, each seeded from the commonest answer left."""
+    if len({row["meaning"] for row in rows}) < 4:
+        return []
+    cost = _Cost(rows, reader)
+    left = np.ones(len(rows), bool)
+    waiting = defaultdict(list)
+    for index in range(len(rows) - 1, -1, -1):
+        waiting[rows[index]["meaning"]].append(index)
+    remaining = Counter({answer: len(indices) for answer, indices in waiting.items()})
+    quads = []
+    while remaining:
+        answer = min(remaining, key=lambda answer: (-remaining[answer], answer))
+        seed = waiting[answer].pop()
+        if not left[seed]:
+            continue
+        members = _partners(seed, rows, cost, left, parameters)
+        for member in members or (seed,):
+            left[member] = False
+            said = rows[member]["meaning"]
+            remaining[said] -= 1
+            if not remaining[said]:
+                del remaining[said]
+        if members:
+            quads.append(members)
+        elif len(remaining) < 4:
+            break
+    return quads
+
+
+def _partners(
+    seed: int, rows: list[dict], cost: "_Cost", left: np.ndarray, parameters: QuestionParameters
+) -> tuple[int, ...] | None:
+    """Choose three partners that read like the seed and like each other and whose answers are four; None if none do."""
+    apart, close = cost.of(seed)
+    open_to = left & (cost.answers != cost.answers[seed]) & (close <= np.log1p(parameters.interval_slack))
+    nearby = np.flatnonzero(open_to)
+    # A stable sort, so that ties are broken by identity; twice the shortlist is looked at for the dearer edit distance.
+    nearby = nearby[np.argsort(apart[nearby], kind="stable")][: 2 * parameters.shortlist]
+    total = apart[nearby] + cost.edits(seed, nearby)
+    order = np.argsort(total, kind="stable")[: parameters.shortlist]
+    nearby, total = nearby[order], total[order]
+    members = [seed]
+    while len(members) < 4:
+        fits = np.array([all(compatible(rows[other], rows[member]) for member in members) for other in nearby], bool)
+        nearby, total = nearby[fits], total[fits]
+        if not len(nearby):
+            return None
+        chosen = int(nearby[np.argmin(total)])
+        members.append(chosen)
+        apart, close = cost.of(chosen)
+        near = (close[nearby] <= np.log1p(parameters.interval_slack)) & (nearby != chosen)
+        nearby, total = nearby[near], total[near] + apart[nearby[near]]
+    return tuple(members)
+
+
+def compatible(one: dict, other: dict) -> bool:
+    """Whether neither question's answer is, within tolerance, also true of the other's clip."""
+    return (
+        one["meaning"] != other["meaning"]
+        and one["meaning"] not in other["tolerated"]
+        and other["meaning"] not in one["tolerated"]
+    )
+
+
+class _Cost:
+    """How differently two questions of one stratum read, and how far apart their answers are."""
+
+    def __init__(self, rows: list[dict], reader: Reader | None):
+        length = np.array([row["interval_end"] - row["interval_start"] for row in rows])
+        self.length = np.log(np.maximum(length, 1e-6))
+        self.start = np.array([row["interval_start"] for row in rows])
+        self.moment = np.array([row["viewpoint_time"] or 0.0 for row in rows])
+        self.scale = max(float(np.median(self.start + length)), 1e-6)
+        self.roles = _codes([(row["viewpoint_role"], *row["target_roles"]) for row in rows])
+        self.classes = _codes([tuple(row["target_classes"]) for row in rows])
+        self.clips = _codes([(row["clip"],) for row in rows])[:, 0]
+        self.answers = _codes([(row["meaning"],) for row in rows])[:, 0]
+        self.reader = np.zeros((len(rows), 0)) if reader is None else np.asarray(reader(rows), float)
+        sequences = [[int(state) for state in row["meaning"].split(".")] for row in rows]
+        self.lengths = np.array([len(sequence) for sequence in sequences])
+        self.sequences = np.full((len(rows), self.lengths.max()), -1)
+        for index, sequence in enumerate(sequences):
+            self.sequences[index, : len(sequence)] = sequence
+
+    def of(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Cost of pairing each row with ``index`` and the distance of its interval's log length, both (n,)."""
+        close = np.abs(self.length - self.length[index])
+        apart = (
+            _LENGTH * close
+            + _START * np.abs(self.start - self.start[index]) / self.scale
+            + _MOMENT * np.abs(self.moment - self.moment[index]) / self.scale
+            + _ROLE * (self.roles != self.roles[index]).sum(axis=1)
+            + _CLASS * (self.classes != self.classes[index]).sum(axis=1)
+            + _SAME_CLIP * (self.clips == self.clips[index])
+            + _READER * np.linalg.norm(self.reader - self.reader[index], axis=1)
+        )
+        return apart, close
+
+    def edits(self, index: int, others: np.ndarray) -> np.ndarray:
+        """Edit distance between the answer of ``index`` and those of others, as a share of the longer one, (m,)."""
+        own = self.sequences[index, : self.lengths[index]]
+        theirs = self.sequences[others]
+        columns = np.arange(theirs.shape[1] + 1)
+        previous = np.broadcast_to(columns, (len(others), len(columns)))
+        for row, state in enumerate(own, start=1):
+            best = np.empty(previous.shape, int)
+            best[:, 0] = row
+            best[:, 1:] = np.minimum(previous[:, 1:] + 1, previous[:, :-1] + (theirs != state))
+            # Insertions run along the row: min over k <= j of best[k] + (j - k).
+            previous = np.minimum.accumulate(best - columns, axis=1) + columns
+        distance = previous[np.arange(len(others)), self.lengths[others]]
+        return _EDIT * distance / np.maximum(self.lengths[others], len(own))
+
+
+def _codes(tuples: list[tuple[str, ...]]) -> np.ndarray:
+    """(n,k) integers that are equal where the strings are."""
+    columns = zip(*tuples, strict=True)
+    return np.stack([np.unique(np.array(column, dtype=object), return_inverse=True)[1] for column in columns], axis=1)

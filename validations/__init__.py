@@ -1,0 +1,1 @@
+"""What must hold: expectation suites, leakage, the blind audit."""
