@@ -1,0 +1,1 @@
+"""Validated splits: train, val and bench, sealed."""
