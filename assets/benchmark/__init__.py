@@ -1,0 +1,1 @@
+"""Benchmark reports: evaluation, statistics, the page."""

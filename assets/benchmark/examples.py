@@ -1,0 +1,225 @@
+"""Worked examples for the report: which questions to show, and what to show of their clips."""
+
+import base64
+import hashlib
+import io
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from assets.benchmark.parameters import BenchmarkParameters
+
+LETTERS = ("A", "B", "C", "D")
+# Hues of the targets, told apart also without colour vision (Okabe and Ito, 2008).
+TARGET_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#D55E00")
+LONGEST_LABEL = 24
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of an example, with what each reader thought of it (shares 0..1)."""
+
+    letter: str
+    text: str
+    true: bool
+    chosen: bool
+    model: float
+    blind: float
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One frame as a data URI, with the moment it shows."""
+
+    source: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question as the report shows it; texts are from outside and not escaped."""
+
+    qa_id: str
+    clip: str
+    type: str
+    question: str
+    right: bool
+    blind_right: bool
+    start: float
+    end: float
+    hidden_after: float | None
+    targets: list[tuple[str, str]]
+    options: list[Option]
+    pictures: list[Picture]
+    view: str | None
+    estimator: str
+
+
+def choose_examples(table: pa.Table, right: np.ndarray, count: int) -> list[int]:
+    """Rows that together show much: many types, as many right answers as wrong ones, many clips.
+
+    Args:
+        table: (n rows) questions with `type, clip, qa_id`.
+        right: (n,) bool, whether the model answered each.
+        count: how many rows to choose.
+
+    Returns:
+        Row numbers, right and wrong by turns where there are both. The choice depends on the questions and their
+        outcomes only: among equals, a hash of the question decides.
+    """
+    types, clips, identities = (table[name].to_pylist() for name in ("type", "clip", "qa_id"))
+    order = [hashlib.sha256(str(identity).encode()).hexdigest() for identity in identities]
+    left = set(range(len(types)))
+    seen_types, seen_outcomes, seen_clips = Counter(), Counter(), Counter()
+    chosen: list[int] = []
+    while left and len(chosen) < count:
+        row = min(
+            left,
+            key=lambda i: (seen_outcomes[bool(right[i])], seen_types[types[i]], seen_clips[clips[i]], order[i]),
+        )
+        both_left = len({bool(right[i]) for i in left}) == 2
+        left.remove(row)
+        chosen.append(row)
+        seen_types[types[row]] += 1
+        seen_clips[clips[row]] += 1
+        seen_outcomes[bool(right[row])] += both_left
+    return chosen
+
+
+def draw_example(
+    row: dict[str, Any],
+    model: np.ndarray,
+    blind: np.ndarray,
+    videos: Path,
+    geometry: Path,
+    parameters: BenchmarkParameters,
+) -> Example:
+    """Everything the report shows of one question.
+
+    Args:
+        row: the question row.
+        model: (4,) probabilities with the video.
+        blind: (4,) probabilities without it.
+        videos: folder holding `<shard>/frames/<clip>.safetensors`.
+        geometry: folder holding `<shard>/<clip>.safetensors`.
+        parameters: how many pictures, how large.
+
+    Raises:
+        RecordError: the scene record cannot be read.
+    """
+    from assets.geometry.record import load
+    from assets.geometry.view import trajectories_from_above
+
+    file = f"{row['clip']}.safetensors"
+    fields = ["timestamps", "world_from_camera", "boxes", "centers_world", "forward_world", "is_agent"]
+    record = load(geometry / row["shard"] / file, fields)
+    named = [name for name in dict.fromkeys([*row["targets"], row["viewpoint_subject"]]) if name in record.names]
+    colours = {name: TARGET_COLOURS[i % len(TARGET_COLOURS)] for i, name in enumerate(named)}
+    truth = LETTERS.index(row["answer"])
+    return Example(
+        qa_id=row["qa_id"],
+        clip=row["clip"],
+        type=row["type"],
+        question=row["question"],
+        right=int(np.argmax(model)) == truth,
+        blind_right=int(np.argmax(blind)) == truth,
+        start=row["interval_start"],
+        end=row["interval_end"],
+        hidden_after=row["visible_until"],
+        targets=list(colours.items()),
+        options=[
+            Option(letter, text, i == truth, i == int(np.argmax(model)), float(model[i]), float(blind[i]))
+            for i, (letter, text) in enumerate(zip(LETTERS, row["options"], strict=True))
+        ],
+        pictures=_pictures(videos / row["shard"] / "frames" / file, record, row, colours, parameters),
+        view=None if record.status == "refused" else _data_uri(trajectories_from_above(record), "image/png"),
+        estimator=row["estimator"],
+    )
+
+
+def shown_moments(
+    timestamps: np.ndarray, start: float, end: float, visible_until: float | None, count: int
+) -> np.ndarray:
+    """Which frames to show: evenly over the interval, never one that was hidden from the model.
+
+    Args:
+        timestamps: (T,) seconds, ascending.
+        start: of the interval, seconds.
+        end: of the interval, seconds.
+        visible_until: frames after it are hidden; None hides none.
+        count: how many at most.
+
+    Returns:
+        (<= count,) distinct frame numbers, ascending. Where hidden frames leave too few of the interval, those that
+        lead up to it.
+    """
+    last = end if visible_until is None else min(end, visible_until)
+    inside = np.flatnonzero((timestamps >= start - 1e-6) & (timestamps <= last + 1e-6))
+    if not len(inside) or (visible_until is not None and len(inside) < count):
+        visible = np.flatnonzero(timestamps <= last + 1e-6)
+        inside = visible[-count:] if len(visible) else np.array([0])
+    return np.unique(inside[np.round(np.linspace(0, len(inside) - 1, count)).astype(int)])
+
+
+def _pictures(
+    path: Path, record: Any, row: dict[str, Any], colours: dict[str, str], parameters: BenchmarkParameters
+) -> list[Picture]:
+    """Frames of the interval with the boxes of what the question is about."""
+    from safetensors import safe_open
+
+    with safe_open(str(path), framework="np") as file:
+        timestamps = file.get_tensor("timestamps")
+        frames = file.get_slice("frames")
+        shown = shown_moments(
+            timestamps, row["interval_start"], row["interval_end"], row["visible_until"], parameters.frames_per_example
+        )
+        images = [frames[int(i) : int(i) + 1][0] for i in shown]
+    return [
+        Picture(
+            _framed(image, _boxes_at(record, float(timestamps[i]), colours), parameters),
+            round(float(timestamps[i]), 3),
+        )
+        for i, image in zip(shown, images, strict=True)
+    ]
+
+
+def _boxes_at(record: Any, seconds: float, colours: dict[str, str]) -> list[tuple[str, str, np.ndarray]]:
+    """(name, colour, (4,) box as shares of the frame's width and height) of each target seen at a moment."""
+    moment = int(np.argmin(np.abs(record.timestamps - seconds)))
+    height, width = record.frame_size
+    boxes = []
+    for name, colour in colours.items():
+        box = record.boxes[record.names.index(name), moment]
+        if np.isfinite(box).all() and width and height:
+            boxes.append((name, colour, np.clip(box / [width, height, width, height], 0, 1)))
+    return boxes
+
+
+def _framed(image: np.ndarray, boxes: list[tuple[str, str, np.ndarray]], parameters: BenchmarkParameters) -> str:
+    """A (h, w, 3) frame as a small JPEG data URI with boxes and names drawn in."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    height, width = image.shape[:2]
+    size = (parameters.picture_width, max(1, round(height * parameters.picture_width / width)))
+    picture = Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(11)
+    for name, colour, box in boxes:
+        left, top, right, bottom = (box * [*size, *size]).tolist()
+        pen.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=colour, width=2)
+        label = name if len(name) <= LONGEST_LABEL else name[: LONGEST_LABEL - 1] + "…"
+        across, down = pen.textbbox((0, 0), label, font=font)[2:]
+        x = max(0, min(left, size[0] - across - 4))
+        y = top - down - 3 if top >= down + 3 else min(bottom, size[1] - down - 3)
+        pen.rectangle((x, y, x + across + 4, y + down + 3), fill=colour)
+        pen.text((x + 2, y + 1), label, fill="black", font=font)
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=parameters.picture_quality, optimize=True)
+    return _data_uri(buffer.getvalue(), "image/jpeg")
+
+
+def _data_uri(data: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"

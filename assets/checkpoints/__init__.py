@@ -1,0 +1,1 @@
+"""Checkpoints: training as an asset, and the model card."""

@@ -1,0 +1,157 @@
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from assets.benchmark.statistics import ClipBootstrap, agresti_min, calibration, mcnemar, wilson
+
+
+def draw_clustered(generator, clips, questions, accuracy, spread):
+    """Outcomes of questions whose clips differ in difficulty (a beta distribution around the accuracy)."""
+    difficulty = generator.beta(accuracy * spread, (1 - accuracy) * spread, clips)
+    names = np.repeat([f"clip {i}" for i in range(clips)], questions)
+    return names, (generator.random(clips * questions) < np.repeat(difficulty, questions)).astype(int)
+
+
+@pytest.mark.parametrize(("clips", "accuracy"), [(2, 0.4), (4, 0.5), (8, 0.5), (30, 0.4), (30, 0.8)])
+def test_intervals_cover_the_truth_as_often_as_they_say(clips, accuracy):
+    generator = np.random.default_rng(7)
+    covered, covered_counting_questions, trials = 0, 0, 400
+    for trial in range(trials):
+        names, outcomes = draw_clustered(generator, clips, 12, accuracy, spread=3)
+        estimate = ClipBootstrap(names, 400, 0.95, trial).share(outcomes)
+        covered += estimate.low <= accuracy <= estimate.high
+        low, high = wilson(outcomes.sum(), len(outcomes), 0.95)
+        covered_counting_questions += low <= accuracy <= high
+    assert 0.9 <= covered / trials <= 0.985
+    assert covered_counting_questions / trials < 0.85
+
+
+@pytest.mark.parametrize("clips", [1, 3, 6])
+def test_a_guesser_is_seldom_told_from_chance(clips):
+    generator = np.random.default_rng(11)
+    names = np.repeat([f"clip {i}" for i in range(clips)], 240 // clips)
+    told = 0
+    for trial in range(300):
+        estimate = ClipBootstrap(names, 200, 0.95, trial).share((generator.random(len(names)) < 0.25).astype(int))
+        told += not estimate.low <= 0.25 <= estimate.high
+    assert told / 300 <= 0.07
+
+
+def test_value_counts_and_method():
+    names = np.array(["a"] * 4 + ["b"] * 4 + ["c"] * 2)
+    outcomes = np.array([1, 1, 1, 0, 0, 0, 1, 0, 1, 1])
+    estimate = ClipBootstrap(names, 500, 0.95, 0).share(outcomes)
+    assert (estimate.value, estimate.n, estimate.clips, estimate.method) == (0.6, 10, 3, "cluster t")
+    # Clip means 3/4, 1/4, 1 weighed 4, 4, 2: influences 0.06, -0.14, 0.08, Student's t of two degrees of freedom.
+    half = 4.302653 * np.sqrt(3 / 2 * (0.06**2 + 0.14**2 + 0.08**2))
+    assert (estimate.low, estimate.high) == (pytest.approx(max(0, 0.6 - half), abs=1e-6), min(1, 0.6 + half))
+
+
+def test_with_enough_clips_they_are_drawn():
+    generator = np.random.default_rng(4)
+    names, outcomes = draw_clustered(generator, 20, 10, 0.5, 2)
+    estimate = ClipBootstrap(names, 4000, 0.95, 0).share(outcomes)
+    error = outcomes.reshape(20, 10).mean(1).std(ddof=1) / np.sqrt(20)
+    assert estimate.method == "cluster bootstrap"
+    assert estimate.high - estimate.low == pytest.approx(2 * 2.093 * error, rel=0.1)
+
+
+def test_clips_that_look_alike_do_not_narrow_the_interval():
+    names = np.repeat([f"clip {i}" for i in range(8)], 10)
+    outcomes = np.tile([1, 0, 0, 1, 0, 1, 0, 0, 1, 0], 8)
+    outcomes[0] = 0
+    estimate = ClipBootstrap(names, 300, 0.95, 0).share(outcomes)
+    low, high = wilson(outcomes.sum(), 80, 0.95)
+    assert estimate.low <= round(low, 6) and estimate.high >= round(high, 6)
+
+
+def test_neither_the_order_of_the_rows_nor_the_run_changes_the_interval():
+    generator = np.random.default_rng(1)
+    names, outcomes = draw_clustered(generator, 10, 5, 0.5, 3)
+    order = generator.permutation(len(names))
+    first = ClipBootstrap(names, 300, 0.95, 3).share(outcomes)
+    assert ClipBootstrap(names[order], 300, 0.95, 3).share(outcomes[order]) == first
+    assert ClipBootstrap(names, 300, 0.95, 4).share(outcomes) != first
+
+
+@pytest.mark.parametrize(
+    ("names", "outcomes"),
+    [
+        (["a"] * 8, [1, 0, 0, 1, 1, 0, 1, 1]),
+        (["a"] * 4 + ["b"] * 4, [1] * 8),
+        (["a"] * 4 + ["b"] * 4, [1, 0, 0, 0] * 2),
+    ],
+    ids=["one clip", "all right", "all clips alike"],
+)
+def test_wilson_where_clips_cannot_tell(names, outcomes):
+    estimate = ClipBootstrap(np.array(names), 200, 0.95, 0).share(np.array(outcomes))
+    reference = binomtest(sum(outcomes), len(outcomes)).proportion_ci(0.95, method="wilson")
+    assert estimate.method == "independent questions"
+    assert (estimate.low, estimate.high) == pytest.approx((reference.low, reference.high), abs=1e-6)
+
+
+def test_a_subset_counts_only_its_questions_and_clips():
+    names = np.array(["a", "a", "b", "b", "c"])
+    outcomes = np.array([1, 0, 1, 1, 0])
+    estimate = ClipBootstrap(names, 300, 0.95, 0).share(outcomes, among=np.array([1, 1, 1, 0, 0], bool))
+    assert (estimate.n, estimate.clips, estimate.value) == (3, 2, 0.666667)
+
+
+def test_nothing_counted_is_not_a_figure():
+    estimate = ClipBootstrap(np.array(["a", "b"]), 50, 0.95, 0).share(np.array([1, 0]), np.zeros(2, bool))
+    assert np.isnan(estimate.value) and (estimate.low, estimate.high, estimate.n) == (0, 1, 0)
+
+
+def test_macro_is_the_mean_of_the_groups():
+    generator = np.random.default_rng(2)
+    names, outcomes = draw_clustered(generator, 12, 6, 0.6, 3)
+    groups = np.array(["x", "x", "x", "x", "x", "y"] * 12)
+    macro = ClipBootstrap(names, 500, 0.95, 0).macro(outcomes, groups)
+    expected = (outcomes[groups == "x"].mean() + outcomes[groups == "y"].mean()) / 2
+    assert macro.value == pytest.approx(expected, abs=1e-6)
+    assert macro.low < expected < macro.high
+
+
+def test_a_paired_difference_is_surer_than_the_two_readers_alone():
+    generator = np.random.default_rng(3)
+    names, blind = draw_clustered(generator, 40, 8, 0.4, 2)
+    seeing = np.where(generator.random(len(blind)) < 0.15, 1, blind)
+    bootstrap = ClipBootstrap(names, 800, 0.95, 0)
+    difference = bootstrap.difference(seeing, blind)
+    widths = [bootstrap.share(outcomes) for outcomes in (seeing, blind)]
+    assert difference.low > 0
+    assert difference.high - difference.low < min(width.high - width.low for width in widths)
+
+
+def test_a_difference_of_equal_readers_stays_around_zero():
+    first, second = np.array([1, 0] * 10), np.array([0, 1] * 10)
+    estimate = ClipBootstrap(np.array(["a"] * 10 + ["b"] * 10), 100, 0.95, 0).difference(first, second)
+    assert (estimate.value, estimate.method) == (0.0, "independent questions")
+    assert -1 <= estimate.low < 0 < estimate.high <= 1
+    same = ClipBootstrap(np.array(["a"] * 10 + ["b"] * 10), 100, 0.95, 0).difference(first, first)
+    assert same.value == 0 and -0.2 < same.low < 0 < same.high < 0.2
+
+
+def test_agresti_min_on_known_counts():
+    # 20 pairs, 6 gained, 2 lost: (6 - 2) / 22 and z sqrt(8 + 1 - 16 / 22) / 22.
+    low, high = agresti_min(6, 2, 20, 0.95)
+    half = 1.959964 * np.sqrt(9 - 16 / 22) / 22
+    assert (low, high) == pytest.approx((4 / 22 - half, 4 / 22 + half), abs=1e-6)
+
+
+def test_mcnemar_on_known_counts():
+    first = np.array([1] * 9 + [0] * 1 + [1] * 5, bool)
+    second = np.array([0] * 9 + [1] * 1 + [1] * 5, bool)
+    assert mcnemar(first, second) == pytest.approx(2 * (1 + 10) / 2**10)
+    assert mcnemar(first, first) == 1.0
+
+
+def test_calibration_of_known_answers():
+    probabilities = np.array([[0.9, 0.1, 0, 0]] * 10 + [[0.3, 0.25, 0.25, 0.2]] * 10)
+    truth = np.array([0] * 9 + [1] + [0] * 3 + [1] * 7)
+    result = calibration(probabilities, truth, 10)
+    assert result.error == 0
+    assert result.n.tolist() == [10, 10]
+    assert result.accuracy.tolist() == [0.3, 0.9]
+    certain = calibration(np.array([[1.0, 0, 0, 0]] * 4), np.array([0, 1, 1, 1]), 10)
+    assert (certain.error, certain.brier, certain.high.tolist()) == (0.75, 1.5, [1.0])

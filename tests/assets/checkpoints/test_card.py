@@ -1,0 +1,113 @@
+import json
+import re
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from assets.checkpoints.card import CardError, escape_markdown, flatten, model_card
+from assets.splits.release import ReleaseError
+from assets.splits.sealing import seal_release
+
+TRAINING = {
+    "parameters": {"base": "Qwen/Qwen2.5-VL-7B-Instruct", "steps": 500, "geometry": {"queries": 16}},
+    "loss": 0.123456789,
+    "accuracy": {"train": 0.9, "val": 0.5},
+    "history": list(range(100)),
+}
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A checkpoint folder with what the card needs, and the release it was trained on."""
+    rows = [
+        {
+            "qa_id": f"{number}-{place}",
+            "clip": f"{number:064x}",
+            "videoID": f"{number:064x}",
+            "shard": "shard-000000",
+            "type": "abs_dis",
+            "question": "?",
+            "options": list("abcd"),
+            "answer": "ABCD"[place],
+            "split": split,
+            "quad": str(number),
+            "has_video": True,
+            "generator_version": "1",
+        }
+        for number, split in enumerate(("train", "val", "bench"))
+        for place in range(4)
+    ]
+    for folder in ("questions", "videos/shard-000000/frames", "geometry/shard-000000", "checkpoint"):
+        (tmp_path / folder).mkdir(parents=True)
+    for number in range(3):
+        for folder in ("videos/shard-000000/frames", "geometry/shard-000000"):
+            (tmp_path / folder / f"{number:064x}.safetensors").write_bytes(b"x")
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "questions" / "questions.parquet")
+    seal_release(*(tmp_path / name for name in ("questions", "videos", "geometry", "splits")))
+    (tmp_path / "checkpoint" / "training.json").write_text(json.dumps(TRAINING))
+    (tmp_path / "checkpoint" / "lineage.json").write_text(json.dumps({"splits": "0f" * 16}))
+    return tmp_path
+
+
+def card_of(root):
+    return model_card(root / "checkpoint", root / "splits")
+
+
+def test_the_card_says_on_what_how_and_what_came_out(trained):
+    card = card_of(trained)
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    assert 'base_model: "Qwen/Qwen2.5-VL-7B-Instruct"' in card
+    assert "4 questions. The 4 validation questions and the bench's 4 come from other source videos" in card
+    assert f"| splits | {'0f' * 16} |" in card
+    assert "| geometry.queries | 16 |" in card
+    assert "| loss | 0.123457 |" in card
+    assert "| accuracy.val | 0.5 |" in card
+    assert "| history | 100 values |" in card
+    assert card == card_of(trained)
+
+
+def test_front_matter_is_yaml_that_hubs_read(trained):
+    import yaml
+
+    front = yaml.safe_load(card_of(trained).split("---")[1])
+    assert front["pipeline_tag"] == "video-text-to-text"
+    assert "geometry" in front["tags"]
+
+
+@pytest.mark.parametrize("base", [None, "/home/somebody/weights", "../x", 'a/b"\nevil: true'])
+def test_a_base_that_is_no_hub_name_is_not_advertised(trained, base):
+    changed = {**TRAINING, "parameters": {"base": base}}
+    (trained / "checkpoint" / "training.json").write_text(json.dumps(changed))
+    front = card_of(trained).split("---")[1]
+    assert "base_model" not in front and "evil" not in front
+
+
+def test_what_comes_from_outside_cannot_leave_its_cell(trained):
+    hostile = {"<img src=x onerror=alert(1)>": "a | b\n# heading\n[link](javascript:x) `code`"}
+    (trained / "checkpoint" / "lineage.json").write_text(json.dumps(hostile))
+    card = card_of(trained)
+    assert "<img" not in card and "\n# heading" not in card and "[link](" not in card
+    (line,) = [line for line in card.splitlines() if "onerror" in line]
+    assert len(re.findall(r"(?<!\\)\|", line)) == 3
+
+
+@pytest.mark.parametrize("name", ["training.json", "lineage.json"])
+def test_a_missing_or_damaged_file_is_named(trained, name):
+    (trained / "checkpoint" / name).write_text("[]")
+    with pytest.raises(CardError, match=name):
+        card_of(trained)
+    (trained / "checkpoint" / name).unlink()
+    with pytest.raises(CardError, match=name):
+        card_of(trained)
+
+
+def test_a_damaged_release_has_no_card(trained):
+    (trained / "splits" / "train.parquet").write_bytes(b"")
+    with pytest.raises(ReleaseError):
+        card_of(trained)
+
+
+def test_flatten_and_escape():
+    assert flatten({"b": {"y": None, "x": 1 / 3}, "a": [1, 2]}) == {"a": "1, 2", "b.x": "0.333333", "b.y": "none"}
+    assert escape_markdown("a_b\n<c> & |d|") == r"a\_b &lt;c&gt; &amp; \|d\|"
