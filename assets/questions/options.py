@@ -34,8 +34,9 @@ class Quad:
 def stratum(row: dict) -> tuple:
     """What questions must have in common to share options.
 
-    Type, whether the camera or an agent looks, which targets are the camera or the viewpoint's own subject, number of
-    states (1 or 2, exactly 3 to 6, 7 or more), and for directions and orientations that change the first state.
+    Whether there are pixels (a quad goes whole into a release, or whole beside it), type, whether the camera or an
+    agent looks, which targets are the camera or the viewpoint's own subject, number of states (1 or 2, exactly 3 to 6,
+    7 or more), and for directions and orientations that change the first state.
     """
     special = tuple(
         role if role == "camera" else "own" if target == row["viewpoint_subject"] else ""
@@ -46,7 +47,7 @@ def stratum(row: dict) -> tuple:
         special = tuple(sorted(role for role in special if role == "camera"))
     number = min(max(len(row["states"]), 2), 7)
     first = row["states"][0] if row["type"].endswith(("_dir", "_ori")) and number > 2 else ""
-    return row["type"], row["viewpoint_role"] == "camera", special, number, first
+    return row["has_video"], row["type"], row["viewpoint_role"] == "camera", special, number, first
 
 
 def match_quads(rows: Sequence[dict], parameters: QuestionParameters, reader: Reader | None = None) -> list[Quad]:

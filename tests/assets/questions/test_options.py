@@ -36,6 +36,7 @@ def candidate(number: int, meaning: str, **changes) -> dict:
     row = {
         "qa_id": f"{number:04d}",
         "clip": f"clip {number}",
+        "has_video": True,
         "type": "rel_dis",
         "viewpoint_subject": "camera",
         "viewpoint_role": "camera",
