@@ -1,0 +1,170 @@
+"""The words around a question, and the small tokenizer for models that bring none.
+
+One code path serves both: a tokenizer with Qwen's special tokens and a chat template. The template is rendered
+once with a mark in the question's place and cut there; the text of a question is tokenized apart from it, with
+special tokens taken as plain text, so that no question can close its own turn or ask for vision tokens.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+
+from models.batch import NO_TARGET, Branch
+from models.parameters import ParameterError
+
+LETTERS = ("A", "B", "C", "D")
+VIDEO_PAD = "<|video_pad|>"
+TURN_END = "<|im_end|>"
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    TURN_END,
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    VIDEO_PAD,
+)
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+<|im_start|>{{ message.role }}
+{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content -%}
+{% if part.type == 'video' %}<|vision_start|><|video_pad|><|vision_end|>{% elif part.type == 'image' -%}
+<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+MARK = "\u2063question\u2063"
+
+
+class QuestionError(ValueError):
+    """A question row cannot be turned into a prompt."""
+
+
+def question_text(question: str, options: Sequence[str]) -> str:
+    """What the user says: the question and its options, as in the reference's training files."""
+    lines = [f"{letter} {option}" for letter, option in zip(LETTERS, options, strict=True)]
+    return "\n".join([question, "Options:", *lines])
+
+
+class Prompt:
+    """Lays questions out as a shared prefix and branches."""
+
+    def __init__(self, tokenizer, max_text_tokens: int) -> None:
+        if not getattr(tokenizer, "chat_template", None):
+            raise ParameterError("the base model's tokenizer has no chat template: add chat_template.jinja to it")
+        self.tokenizer, self.max_text_tokens = tokenizer, max_text_tokens
+        self.turn_end = self._shell(TURN_END)
+        self.letters = [self._letter(letter) for letter in LETTERS]
+        self.video_pad = self._shell(VIDEO_PAD)[0]
+        before, after_video, after = self._frame([{"type": "video"}, {"type": "text", "text": MARK}])
+        blind_before, _, blind_after = self._frame([{"type": "text", "text": MARK}])
+        self._prefixes = {True: self._shell(before), False: self._shell(blind_before)}
+        self._leads = {True: self._shell(after_video), False: []}
+        self._tails = {True: self._shell(after), False: self._shell(blind_after)}
+
+    def prefix(self, with_video: bool) -> list[int]:
+        """Ids in front of the vision tokens, or of the question where there is no video."""
+        return self._prefixes[with_video]
+
+    def branch(
+        self,
+        question: str,
+        options: Sequence[str],
+        answer: str | None,
+        with_video: bool,
+        stated: str = "",
+    ) -> Branch:
+        """One question.
+
+        Args:
+            question: any text.
+            options: four texts without letters in front.
+            answer: letter to learn, or None at prediction.
+            with_video: whether the prefix ends in vision tokens.
+            stated: text in front of the question, in the place that geometry tokens have; with it every word of
+                the prompt is to be learned too.
+
+        Raises:
+            QuestionError: if the text is too long, or options or answer are not four and a letter.
+        """
+        if len(options) != len(LETTERS) or (answer is not None and answer not in LETTERS):
+            raise QuestionError(f"{len(options)} options, answer {answer!r}: expected 4 and a letter A to D")
+        asked = self._text(question_text(question, options))
+        if len(asked) > self.max_text_tokens:
+            raise QuestionError(
+                f"a question has {len(asked)} tokens, max_text_tokens is {self.max_text_tokens}: "
+                f"raise it or drop the question that begins {question[:60]!r}"
+            )
+        prompt = [*self._text(stated), *self._leads[with_video], *asked, *self._tails[with_video]]
+        said = [] if answer is None else [self.letters[LETTERS.index(answer)], *self.turn_end]
+        tokens = prompt + said[:-1]
+        silent = [NO_TARGET] * len(tokens)
+        targets = silent[len(said) :] + said
+        text_targets = prompt[1:] + silent[len(prompt) - 1 :] if stated else silent
+        return Branch(tokens, targets, text_targets, asked, len(prompt))
+
+    def _frame(self, content: list[dict]) -> tuple[str, str, str]:
+        """The rendered template, cut at the video pad (if any) and at the question's place."""
+        rendered = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        head, found, after = rendered.partition(MARK)
+        before, pad, between = head.partition(VIDEO_PAD)
+        if not found or bool(pad) != (content[0]["type"] == "video"):
+            raise ParameterError("the tokenizer's chat template does not place a video and a text as Qwen's does")
+        return before, between, after
+
+    def _shell(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def _text(self, text: str) -> list[int]:
+        readable = text.encode("utf-8", "replace").decode()
+        return self.tokenizer(readable, add_special_tokens=False, split_special_tokens=True).input_ids
+
+    def _letter(self, letter: str) -> int:
+        ids = self._text(letter)
+        if len(ids) != 1:
+            raise ParameterError(f"the tokenizer splits the option letter {letter} into {len(ids)} tokens")
+        return ids[0]
+
+
+def build_tokenizer(texts: Iterable[str], vocabulary: int):
+    """A byte-level BPE of the given texts, saved and loaded like Qwen's: same special tokens, a chat template.
+
+    Digits stand alone and every byte is in the alphabet, so no text is unknown. The same texts in any order give
+    the same tokenizer.
+
+    Returns:
+        transformers' `PreTrainedTokenizerFast`.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    # Read by the tokenizers library: worker threads would only fight with torch's for two cores.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(sorted([*texts, "\n".join(LETTERS), "system user assistant"]), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=TURN_END,
+        pad_token="<|endoftext|>",
+        additional_special_tokens=[t for t in SPECIAL_TOKENS if t not in (TURN_END, "<|endoftext|>")],
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def special_ids(tokenizer) -> dict[str, int]:
+    """Ids of Qwen's special tokens in the tokenizer, and `vocabulary`, the number of its entries."""
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
+    return {**ids, "vocabulary": len(tokenizer)}

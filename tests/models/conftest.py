@@ -1,0 +1,145 @@
+"""A tiny release in the documented file formats: four clips, geometric cells that answer the questions."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from models.parameters import TrainingParameters
+
+SHARD = "shard-000000"
+CHANGES = (
+    "(1) Becomes larger.",
+    "(1) Becomes smaller.",
+    "(1) Keep nearly constant.",
+    "(1) Becomes larger. (2) Becomes smaller.",
+)
+TINY = {
+    "tiny": {
+        "vocabulary": 400,
+        "hidden_size": 32,
+        "layers": 2,
+        "heads": 2,
+        "key_value_heads": 1,
+        "intermediate_size": 48,
+        "vision_depth": 1,
+        "vision_width": 16,
+        "vision_heads": 2,
+    },
+    "geometry": {"queries": 3, "octaves": 2},
+    "reading_steps": 3,
+    "steps": 7,
+    "clips_per_batch": 2,
+    "questions_per_clip": 3,
+    "max_frames": 6,
+    "max_pixels": 3136,
+    "threads": 1,
+    "checkpoint_every": 2,
+    "log_every": 2,
+}
+
+
+@dataclass(frozen=True)
+class Release:
+    splits: Path
+    videos: Path
+    geometry: Path
+    table: pyarrow.Table
+    clips: tuple[str, ...]
+
+
+def clip_name(number: int) -> str:
+    return hashlib.sha256(f"clip {number}".encode()).hexdigest()
+
+
+def write_clip(root: Path, clip: str, frames: int = 8, grid: tuple[int, int] = (4, 5), seed: int = 0) -> None:
+    rng = np.random.default_rng(seed)
+    times = np.arange(frames) * 0.5
+    folder = root / "videos" / SHARD / "frames"
+    folder.mkdir(parents=True, exist_ok=True)
+    pixels = rng.integers(0, 256, (frames, 42, 60, 3), dtype=np.uint8)
+    indices = np.arange(frames)
+    save_file({"frames": pixels, "timestamps": times, "indices": indices}, folder / f"{clip}.safetensors")
+    folder = root / "geometry" / SHARD
+    folder.mkdir(parents=True, exist_ok=True)
+    cells = rng.normal(size=(frames // 2, *grid, 14)).astype(np.float16)
+    cells[..., 12] = 1
+    # safetensors writes the memory of a strided array as it lies, so it has to be made whole first.
+    record = {"prior_features": cells, "prior_times": np.ascontiguousarray(times[1::2])}
+    save_file(record, folder / f"{clip}.safetensors")
+
+
+def question_rows(clips: tuple[str, ...]) -> list[dict]:
+    rows = []
+    for number, clip in enumerate(clips):
+        for place in range(4):
+            hidden = place == 3
+            rows.append(
+                {
+                    "qa_id": f"q{number}{place}",
+                    "clip": clip,
+                    "shard": SHARD,
+                    "type": "rel_dir_pred" if hidden else "abs_dis",
+                    "question": f"How does the distance of red box {place} to the camera change, until {number}.5s?",
+                    "options": [CHANGES[(place + number + k) % 4] for k in range(4)],
+                    "answer": "ABCD"[(place * number) % 4],
+                    "visible_until": 2.0 if hidden else None,
+                }
+            )
+    return rows
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def release(tmp_path_factory) -> Release:
+    root = tmp_path_factory.mktemp("release")
+    clips = tuple(clip_name(number) for number in range(4))
+    for number, clip in enumerate(clips):
+        write_clip(root, clip, frames=8 + 2 * (number % 2), grid=(4, 5 - number % 2), seed=number)
+    table = pyarrow.Table.from_pylist(question_rows(clips))
+    (root / "splits").mkdir()
+    pyarrow.parquet.write_table(table, root / "splits" / "train.parquet")
+    return Release(root / "splits", root / "videos", root / "geometry", table, clips)
+
+
+@pytest.fixture(scope="session")
+def parameters() -> TrainingParameters:
+    return TrainingParameters.from_mapping(TINY)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(release, parameters, tmp_path_factory) -> Path:
+    from models.train import train
+
+    root = tmp_path_factory.mktemp("trained")
+    out = root / "checkpoint"
+    places = (release.splits, release.videos, release.geometry, out, root / "work")
+    train(*places, parameters, progress=lambda *_: None)
+    return out
+
+
+@pytest.fixture
+def maker(release, parameters):
+    """Makes trees of the release for a fresh tiny model: (maker, model, questions)."""
+    from models.data import ClipStore, TreeMaker, questions_of
+    from models.prompt import Prompt
+    from models.train import build_model
+
+    questions = questions_of(release.table, with_answer=True)
+    model, tokenizer = build_model(questions, 14, parameters)
+    clips = ClipStore(release.videos, release.geometry, parameters)
+    prompt = Prompt(tokenizer, parameters.max_text_tokens)
+    per_second = model.config.vision_config.tokens_per_second
+    return TreeMaker(prompt, clips, 14, per_second, model.geometry_tokens), model.eval(), questions

@@ -1,0 +1,160 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from models.data import ClipError, ClipStore, FromStep, StepBatches, groups_of, questions_of
+from models.parameters import TrainingParameters
+from models.prompt import QuestionError
+from models.reading import open_share, reading_rows, stated_question
+from tests.models.conftest import SHARD, clip_name, write_clip
+
+
+def test_questions_with_the_same_view_share_a_prefix(release):
+    questions = questions_of(release.table, with_answer=True)
+    groups = groups_of(questions)
+    assert len(groups) == 8
+    for group in groups:
+        views = {(questions[row].clip, questions[row].visible_until) for row in group.rows}
+        assert views == {(group.clip, group.visible_until)}
+    assert sorted(row for group in groups for row in group.rows) == list(range(16))
+
+
+def test_hidden_part_is_not_read(release, parameters):
+    clips = ClipStore(release.videos, release.geometry, parameters)
+    whole, part = (clips.video(SHARD, release.clips[0], until) for until in (None, 2.0))
+    assert (whole.grid[0], part.grid[0]) == (3, 3)
+    # Frames at 0, 0.5, … 2.0 s: five, the last one repeated; nothing of 2.5 s and later.
+    assert part.seconds_per_slot == pytest.approx(1.0)
+    last = part.patches[-part.grid[1] * part.grid[2] :].reshape(-1, 3, 2, 14, 14)
+    assert np.array_equal(last[:, :, 0], last[:, :, 1])
+    assert clips.prior(SHARD, release.clips[0], None).times.tolist() == [0.5, 1.5, 2.5, 3.5]
+    assert clips.prior(SHARD, release.clips[0], 2.0).times.tolist() == [0.5, 1.5]
+
+
+def test_changes_after_the_visible_part_change_nothing(release, parameters, tmp_path):
+    write_clip(tmp_path, clip_name(0), seed=0)
+    path = tmp_path / "geometry" / SHARD / f"{clip_name(0)}.safetensors"
+    clips = ClipStore(tmp_path / "videos", tmp_path / "geometry", parameters)
+    before, _ = clips.prior(SHARD, clip_name(0), 2.0), clips.prior(SHARD, clip_name(0), None)
+    stored = load_file(path)
+    stored["prior_features"][2:] *= np.float16(7)
+    save_file(stored, path)
+    fresh = ClipStore(tmp_path / "videos", tmp_path / "geometry", parameters)
+    whole = fresh.prior(SHARD, clip_name(0), None).features
+    assert not np.allclose(whole[2:], clips.prior(SHARD, clip_name(0), None).features[2:])
+    assert np.array_equal(fresh.prior(SHARD, clip_name(0), 2.0).features, before.features)
+
+
+def test_clip_seen_from_nothing_on_still_has_a_frame_and_an_empty_cell(release, parameters, maker):
+    make, model, questions = maker
+    group = replace(groups_of(questions)[0], visible_until=-1.0)
+    tree = make.tree(group, [questions[row] for row in group.rows])
+    assert tree.video.grid[0] == 1 and tree.prior.features.shape == (1, 1, 1, 14)
+    assert not tree.prior.features.any()
+    batch = make.pack([tree])
+    assert torch.isfinite(model.score(batch, batch.prompt_end)).all()
+
+
+def test_cells_do_not_depend_on_the_unit_of_length(parameters, tmp_path):
+    write_clip(tmp_path, clip_name(0))
+    clips = ClipStore(tmp_path / "videos", tmp_path / "geometry", parameters)
+    cells = clips.prior(SHARD, clip_name(0), None).features
+    path = tmp_path / "geometry" / SHARD / f"{clip_name(0)}.safetensors"
+    distance = np.median(np.linalg.norm(cells[..., :3].reshape(-1, 3), axis=-1))
+    assert distance == pytest.approx(1.0, rel=1e-3)
+    stored = load_file(path)
+    stored["prior_features"][..., :9] *= np.float16(4)
+    save_file(stored, path)
+    other = ClipStore(tmp_path / "videos", tmp_path / "geometry", parameters)
+    np.testing.assert_allclose(other.prior(SHARD, clip_name(0), None).features, cells, rtol=1e-5)
+
+
+def test_unusable_numbers_become_zero(parameters, tmp_path):
+    write_clip(tmp_path, clip_name(0))
+    path = tmp_path / "geometry" / SHARD / f"{clip_name(0)}.safetensors"
+    cells = np.full((2, 2, 2, 14), np.nan, np.float16)
+    cells[0, 0, 0] = np.inf
+    save_file({"prior_features": cells, "prior_times": np.arange(2.0)}, path)
+    clips = ClipStore(tmp_path / "videos", tmp_path / "geometry", parameters)
+    assert not clips.prior(SHARD, clip_name(0), None).features.any()
+
+
+def test_missing_and_damaged_clips_are_named(release, parameters, tmp_path):
+    clips = ClipStore(tmp_path, tmp_path, parameters)
+    with pytest.raises(ClipError, match=rf"clip {clip_name(9)}: .* is missing"):
+        clips.video(SHARD, clip_name(9), None)
+    write_clip(tmp_path, clip_name(9))
+    (tmp_path / "videos" / SHARD / "frames" / f"{clip_name(9)}.safetensors").write_bytes(b"\x08")
+    with pytest.raises(ClipError, match=r"cannot be read"):
+        ClipStore(tmp_path / "videos", tmp_path, parameters).video(SHARD, clip_name(9), None)
+    path = tmp_path / "geometry" / SHARD / f"{clip_name(9)}.safetensors"
+    save_file({"prior_features": np.zeros((2, 2, 14)), "prior_times": np.zeros(2)}, path)
+    with pytest.raises(ClipError, match=r"expected \(T,h,w,C\)"):
+        ClipStore(tmp_path, tmp_path / "geometry", parameters).prior(SHARD, clip_name(9), None)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("clip", "../x"), ("clip", None), ("shard", "shard-1"), ("clip", "A" * 64)]
+)
+def test_names_that_would_leave_the_folder_are_refused(release, column, value):
+    place = release.table.column_names.index(column)
+    table = release.table.set_column(place, column, [[value] * len(release.table)])
+    with pytest.raises(QuestionError, match="is no clip of a shard"):
+        questions_of(table, with_answer=True)
+    with pytest.raises(QuestionError, match="no column options"):
+        questions_of(release.table.drop_columns(["options"]), with_answer=True)
+
+
+def test_step_decides_the_batch(maker, parameters):
+    make, _, questions = maker
+    one, other = (StepBatches(questions, make, parameters) for _ in range(2))
+    later = [one[step].tokens for step in (9, 4, 1)]
+    assert all(torch.equal(a, other[step].tokens) for a, step in zip(later, (9, 4, 1), strict=True))
+    assert not torch.equal(one[0].tokens, one[1].tokens)
+
+
+def test_an_epoch_asks_every_question_once(maker):
+    make, _, questions = maker
+    parameters = TrainingParameters(reading_steps=0, clips_per_batch=2, questions_per_clip=2, steps=50)
+    batches = StepBatches(questions, make, parameters)
+    # Each of four clips: three questions in two packs and one alone: 12 packs, 6 steps an epoch.
+    for epoch in range(2):
+        rows = [row for step in range(6) for _, pack in batches._packs(6 * epoch + step) for row in pack]
+        assert sorted(rows) == list(range(16))
+    assert batches._packs(0) != batches._packs(6)
+
+
+def test_sampler_goes_on_where_training_stands():
+    assert list(FromStep(3, 6)) == [3, 4, 5] and len(FromStep(3, 6)) == 6
+
+
+def test_reading_stage_states_the_answer(maker, parameters):
+    make, _, questions = maker
+    batches = StepBatches(questions, make, parameters)
+    batch = batches[0]
+    assert batch.patches is None and batch.prior is None
+    text = make.prompt.tokenizer.decode(batch.tokens[0][batch.branch[0] == 0])
+    stated, rest = text.split("\n", 1)
+    letter = rest.rstrip()[-1]
+    assert f"{letter} {stated}" in rest.splitlines() or f"{letter} {stated}<|im_end|>" in rest.splitlines()
+
+
+def test_letters_of_stated_questions_are_even():
+    rng = np.random.default_rng(0)
+    four = [f"option {number}" for number in range(4)]
+    drawn = [stated_question(four, rng) for _ in range(2000)]
+    letters = [answer for *_, answer in drawn]
+    assert all(450 < letters.count(letter) < 550 for letter in "ABCD")
+    for stated, options, letter in drawn:
+        assert sorted(options) == four and options["ABCD".index(letter)] == stated.strip()
+
+
+def test_reading_begins_with_short_options(release):
+    questions = questions_of(release.table, with_answer=True)
+    lengths = [sum(map(len, question.options)) for question in questions]
+    assert [lengths[row] for row in reading_rows([q.options for q in questions])] == sorted(lengths)
+    shares = [open_share(step, 20) for step in range(20)]
+    assert shares[9] == shares[0] < 0.1 < shares[10] and shares == sorted(shares) and shares[-1] == pytest.approx(1.0)
