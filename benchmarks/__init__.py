@@ -1,0 +1,1 @@
+"""Speed and size, each figure a ratio measured in one run."""

@@ -1,0 +1,1 @@
+"""How it runs: definitions, resources, checks, automation, executors, parameters, command line."""

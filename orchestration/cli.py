@@ -1,0 +1,190 @@
+"""The command line: `dsr --help` is the table of contents.
+
+Exit codes: 0 done, 1 a check or a comparison failed or a link broke, 2 bad input.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from assets.workspace import Workspace
+
+app = typer.Typer(
+    help="From raw videos to a model that reasons about moving things in 3D, and to proof of how good it is.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Shard = Annotated[
+    str | None, typer.Option(help="Partition, like shard-000042; only for links that are made per shard.")
+]
+
+
+@app.command()
+def run(
+    videos: Annotated[str | None, typer.Option(help="Folder or fsspec URL whose videos join the pool first.")] = None,
+    profile: Annotated[str | None, typer.Option(help="Profile of params.yaml to switch to.")] = None,
+) -> None:
+    """Bring the whole chain up to date, from raw videos to the benchmark report."""
+    started = time.monotonic()
+    workspace = _open(profile)
+    if videos:
+        _ingest(workspace, videos)
+    from orchestration.run import bring_up_to_date
+
+    outcome = bring_up_to_date(workspace)
+    if outcome.ran:
+        artifacts = len(outcome.ran) + len(outcome.current)
+        print(f"\nmade {len(outcome.ran)} of {artifacts} artifacts in {time.monotonic() - started:.0f} s")
+    else:
+        print(f"nothing changed: all {len(outcome.current)} artifacts are current, nothing was run")
+    _summarise(workspace)
+
+
+@app.command()
+def make(asset: Annotated[str, typer.Argument(help="Link to make, as in `dsr status`.")], shard: Shard = None) -> None:
+    """Make one link (what a stage of dvc.yaml runs)."""
+    workspace = _open()
+    from orchestration.definitions import build_definitions
+    from orchestration.instance import open_instance
+    from orchestration.run import chain, materialize
+
+    definitions = build_definitions(workspace)
+    known = list(chain(definitions, workspace))
+    if (asset, shard) not in known:
+        choices = ", ".join(f"{a} --shard {s}" if s else a for a, s in known)
+        raise typer.BadParameter(f"no link {asset!r} with shard {shard!r}; choose one of: {choices}")
+    materialize(definitions, open_instance(workspace), asset, shard)
+
+
+@app.command()
+def ingest(
+    source: Annotated[str, typer.Argument(help="Folder or fsspec URL of videos or annotated logs.")],
+) -> None:
+    """Seal new videos into shards of the pool, without running anything."""
+    _ingest(_open(), source)
+
+
+@app.command()
+def status() -> None:
+    """Which artifacts are current, and their hashes."""
+    workspace = _open()
+    from assets.identity import Identity, stage_name
+    from orchestration.definitions import build_definitions
+    from orchestration.run import chain
+
+    identity = Identity(workspace.root)
+    for asset, shard in chain(build_definitions(workspace), workspace):
+        name = stage_name(asset, shard)
+        version = identity.locked_hash(name)
+        state = "current" if version and identity.is_current(name) else "to be made"
+        print(f"{name:32} {state:11} {version or ''}")
+
+
+@app.command()
+def audit() -> None:
+    """Hold DVC, Dagster, the checkpoint, MLflow and the report against each other; any gap exits with 1."""
+    workspace = _open()
+    from orchestration.audit import audit_identity
+
+    findings = audit_identity(workspace)
+    for finding in findings:
+        print(finding)
+    raise typer.Exit(any(not finding.holds for finding in findings))
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(help="Port of Dagster's pages.")] = 3000,
+    mlflow_port: Annotated[int, typer.Option(help="Port of MLflow's pages.")] = 5000,
+) -> None:
+    """Serve Dagster's pages, with its daemon, and MLflow's beside them, until interrupted."""
+    workspace = _open()
+    from orchestration.ui import serve
+
+    raise typer.Exit(serve(workspace, port, mlflow_port))
+
+
+def _open(profile: str | None = None) -> Workspace:
+    """The workspace, checked: a wrong parameter is said before anything heavy is loaded."""
+    from orchestration.instance import prepare_environment
+    from orchestration.parameters import choose, load
+
+    workspace = Workspace.find()
+    if profile:
+        choose(workspace.root / "params.yaml", profile)
+    load(workspace.root / "params.yaml")
+    prepare_environment(workspace)
+    return workspace
+
+
+def _ingest(workspace: Workspace, source: str) -> None:
+    from orchestration.ingest import ingest_new
+    from orchestration.parameters import load
+
+    size = load(workspace.root / "params.yaml").ingest.shard_size
+    shards = ingest_new(workspace, source, size)
+    print(f"{source}: sealed {', '.join(shards)}" if shards else f"{source}: the pool holds all of it already")
+
+
+def _summarise(workspace: Workspace) -> None:
+    """Where the report is, and what it says in five lines."""
+    from assets.benchmark.report import five_lines
+
+    metrics = json.loads((workspace.benchmark / "metrics.json").read_text())
+    print(f"report: {os.path.relpath(workspace.benchmark / 'report.html')}")
+    for line in five_lines(metrics):
+        print(f"  {line}")
+
+
+def main() -> None:
+    """Entry point of `dsr`: every error that a user can mend is one line and exit code 2."""
+    from orchestration.run import CheckFailure
+
+    try:
+        app()
+    except CheckFailure as failure:
+        _end(f"check failed: {failure}", 1)
+    except subprocess.CalledProcessError as error:
+        _end(f"{Path(error.cmd[0]).name} ended with status {error.returncode}", 1)
+    except KeyboardInterrupt:
+        _end("stopped; finished parts are kept, run again to go on", 1)
+    except Exception as error:
+        if _disk_is_full(error):
+            _end("no space left on the disk; free some and run again, finished parts are kept", 2)
+        if isinstance(error, ValueError) and type(error).__module__.split(".")[0] in OURS:
+            _end(str(error), 2)
+        raise
+
+
+OURS = ("orchestration", "assets", "models", "validations")
+
+
+def _disk_is_full(error: BaseException | None) -> bool:
+    """Whether a full disk is behind an error, whichever library wrapped it."""
+    seen = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _end(message: str, status: int) -> None:
+    print(" ".join(message.split()), file=sys.stderr)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

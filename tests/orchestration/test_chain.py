@@ -1,0 +1,147 @@
+"""The whole chain on a tiny sample world, through the commands that users type."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+import yaml
+
+from tests.conftest import make_workspace
+from tests.orchestration.conftest import BIN, call, environment
+
+
+def locked(workspace) -> dict[str, str]:
+    stages = yaml.safe_load((workspace / "dvc.lock").read_text())["stages"]
+    return {name: stage["outs"][0]["md5"] for name, stage in stages.items()}
+
+
+def test_the_files_that_a_reader_or_a_script_expects(finished):
+    metrics = json.loads((finished / "reports/benchmark/metrics.json").read_text())
+    assert metrics["chance"] == 0.25
+    assert set(metrics["overall"]) >= {"accuracy", "ci95", "n"}
+    assert metrics["by_type"]
+    assert "accuracy" in metrics["blind"]
+    assert metrics["identity"]["checkpoint"] == locked(finished)["checkpoint"]
+    assert "<html" in (finished / "reports/benchmark/report.html").read_text()[:500]
+    assert (finished / "reports/quarantine.csv").read_text().startswith("clip,")
+
+
+def test_after_a_run_dvc_is_clean_and_has_nothing_to_do(finished):
+    before = (finished / "dvc.lock").read_bytes()
+    status = call(finished, "dvc", "status", "--json")
+    assert (status.returncode, json.loads(status.stdout)) == (0, {})
+    repro = call(finished, "dvc", "repro")
+    assert repro.returncode == 0, repro.stderr
+    assert "Running stage" not in repro.stdout
+    assert (finished / "dvc.lock").read_bytes() == before
+
+
+def test_every_identity_is_the_one_in_dvc_lock(finished):
+    audit = call(finished, "dsr", "audit")
+    assert audit.returncode == 0, audit.stdout
+    for name, version in locked(finished).items():
+        assert f"dagster: {name}" in audit.stdout
+        assert version in audit.stdout
+
+
+def test_a_second_run_does_nothing_and_says_so(finished):
+    again = call(finished, "dsr", "run")
+    assert again.returncode == 0
+    assert "nothing was run" in again.stdout
+    assert "reports/benchmark/report.html" in again.stdout
+
+
+def test_one_changed_parameter_reruns_what_depends_on_it_and_nothing_else(finished, tmp_path):
+    """A benchmark parameter changes the report alone; the links before it stay as they were."""
+    original = (finished / "params.yaml").read_text()
+    document = yaml.safe_load(original)
+    document["laptop"]["benchmark"]["examples"] -= 1
+    before = locked(finished)
+    (finished / "params.yaml").write_text(yaml.safe_dump(document))
+    try:
+        again = call(finished, "dsr", "run")
+        assert again.returncode == 0, again.stderr
+        assert "made 1 of" in again.stdout
+        after = locked(finished)
+        assert {name for name in after if after[name] != before[name]} == {"benchmark"}
+    finally:
+        (finished / "params.yaml").write_text(original)
+        assert call(finished, "dsr", "run").returncode == 0
+    assert locked(finished) == before
+
+
+def test_dvc_repro_from_nothing_gives_the_same_hashes_and_dagster_knows_them(finished, tmp_path):
+    """The other engine, another folder, another order of calls: the same identities on both sides."""
+    workspace = make_workspace(tmp_path / "elsewhere")
+    repro = call(workspace, "dvc", "repro")
+    assert repro.returncode == 0, (repro.stdout + repro.stderr)[-4000:]
+    assert locked(workspace) == locked(finished)
+    audit = call(workspace, "dsr", "audit")
+    assert audit.returncode == 0, audit.stdout
+    again = call(workspace, "dsr", "run")
+    assert "nothing was run" in again.stdout, again.stdout + again.stderr
+
+
+def test_killed_in_every_link_the_result_is_the_same(finished, tmp_path):
+    """SIGKILL shortly after each link was announced, then the same command again, until it gets through."""
+    workspace = make_workspace(tmp_path / "killed")
+    announced: set[str] = set()
+    for _ in range(len(locked(finished)) + 2):
+        process = subprocess.Popen(
+            [str(BIN / "dsr"), "run"],
+            cwd=workspace,
+            env=environment(workspace),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for line in process.stderr:
+            name = line.strip()
+            if name in locked(finished) and name not in announced:
+                announced.add(name)
+                time.sleep(0.4)
+                os.kill(process.pid, signal.SIGKILL)
+                break
+        process.communicate()
+        if process.returncode == 0:
+            break
+    assert process.returncode == 0
+    assert len(announced) == len(locked(finished))
+    assert locked(workspace) == locked(finished)
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (("dsr", "run", "--videos", "no-such-folder"), "no-such-folder"),
+        (("dsr", "run", "--videos", "empty"), "empty"),
+        (("dsr", "run", "--profile", "no-such-profile"), "no-such-profile"),
+        (("dsr", "make", "nothing"), "nothing"),
+        (("dsr", "make", "geometry", "--shard", "../../etc"), "etc"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_exit_code_2(finished, command, says):
+    (finished / "empty").mkdir(exist_ok=True)
+    done = call(finished, *command)
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("key", "value"), [("framse", 3), ("frames", "many")])
+def test_a_wrong_params_yaml_is_one_clear_line_and_exit_code_2(finished, key, value):
+    original = (finished / "params.yaml").read_text()
+    document = yaml.safe_load(original)
+    document["laptop"]["videos"][key] = value
+    (finished / "params.yaml").write_text(yaml.safe_dump(document))
+    try:
+        done = call(finished, "dsr", "run")
+    finally:
+        (finished / "params.yaml").write_text(original)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "params.yaml" in done.stderr
+    assert key in done.stderr
