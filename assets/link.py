@@ -103,20 +103,23 @@ def seal(
     )
 
 
-def table(rows: list[dict[str, object]], limit: int = 40) -> dg.TableMetadataValue:
-    """Rows as a table in the UI, bounded so that the event log stays small."""
-    columns = list(rows[0]) if rows else ["empty"]
-    plain = (int, float, str, bool)
+def table(rows: list[dict[str, object]], limit: int = 40) -> dg.MetadataValue:
+    """Rows as a table in the UI, bounded so that the event log stays small; no rows are said in a word."""
+    if not rows:
+        return dg.MetadataValue.text("none")
     return dg.MetadataValue.table(
-        records=[
-            dg.TableRecord({key: value if isinstance(value, plain) else str(value) for key, value in row.items()})
-            for row in rows[:limit]
-        ],
-        schema=dg.TableSchema([dg.TableColumn(str(column)) for column in columns]),
+        records=[dg.TableRecord({key: _shown(value) for key, value in row.items()}) for row in rows[:limit]],
+        schema=dg.TableSchema([dg.TableColumn(str(column)) for column in rows[0]]),
     )
 
 
-def frame_table(frame: pd.DataFrame, columns: list[str], limit: int = 12) -> dg.TableMetadataValue:
+def _shown(value: object) -> int | float | str | bool:
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    return value if isinstance(value, int | str) else str(value)
+
+
+def frame_table(frame: pd.DataFrame, columns: list[str], limit: int = 12) -> dg.MetadataValue:
     """Some columns of the first rows of a data frame, as a table in the UI."""
     return table(frame.head(limit)[columns].astype(object).where(frame.notna(), "").to_dict("records"), limit)
 

@@ -38,9 +38,10 @@ def open_instance(workspace: Workspace) -> dg.DagsterInstance:
 
 
 def _fail_abandoned_runs(instance: dg.DagsterInstance) -> None:
-    """A command that was killed leaves its run open; nothing would ever close it, as no daemon watches it."""
+    """A command that was killed leaves its run open and its slots of a pool taken; no daemon watches over either."""
     unfinished = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING])
     for run in instance.get_runs(unfinished):
         pid = run.tags.get(PID_TAG)
         if pid and not psutil.pid_exists(int(pid)):
             instance.report_run_failed(run, "the command that ran this was killed")
+            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)

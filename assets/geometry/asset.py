@@ -48,17 +48,13 @@ def geometry(
         "in_3d": len(in_3d),
         "in_2d": int((scenes["status"] == "2d").sum()),
         "refused": int((scenes["status"] == "refused").sum()),
-        "estimators": table(
-            [
-                {"estimator": name, "clips": int(n)}
-                for name, n in scenes["estimator"].value_counts().sort_index().items()
-            ]
-        ),
-        "scenes": frame_table(scenes, ["name", "estimator", "status", "reason", "objects", "moving"], 24),
     }
     if len(in_3d):
         record = load(out / f"{in_3d.iloc[0]['clip']}.safetensors")
         metadata["trajectories_from_above"] = picture(
             trajectories_from_above(record), "image/png", "trajectories from above"
         )
+    by_estimator = scenes["estimator"].value_counts().sort_index()
+    metadata["estimators"] = table([{"estimator": name, "clips": int(n)} for name, n in by_estimator.items()])
+    metadata["scenes"] = frame_table(scenes, ["name", "estimator", "status", "reason", "objects", "moving"], 24)
     return seal(context, workspace, metadata, check_results(validate("scenes", scenes)))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -11,6 +12,9 @@ import yaml
 
 from tests.conftest import make_workspace
 from tests.orchestration.conftest import BIN, call, environment
+
+# How `dsr run` announces a link: the name of its stage, alone on a line.
+ARTIFACT = re.compile(r"[a-z_]+(@shard-\d{6})?")
 
 
 def locked(workspace) -> dict[str, str]:
@@ -73,11 +77,19 @@ def test_one_changed_parameter_reruns_what_depends_on_it_and_nothing_else(finish
     assert locked(finished) == before
 
 
-def test_dvc_repro_from_nothing_gives_the_same_hashes_and_dagster_knows_them(finished, tmp_path):
-    """The other engine, another folder, another order of calls: the same identities on both sides."""
-    workspace = make_workspace(tmp_path / "elsewhere")
+def test_killed_in_every_link_and_finished_by_the_other_engine_the_result_is_the_same(finished, tmp_path):
+    """SIGKILL shortly after each link was announced, the same command again and again, then `dvc repro` for the rest.
+
+    Another folder, other calls, both engines: the same identities, and each engine knows what the other made.
+    """
+    workspace = make_workspace(tmp_path / "killed")
+    announced: set[str] = set()
+    while "benchmark" not in announced:
+        announced.add(run_until_killed(workspace, announced))
+    assert announced == set(locked(finished))
     repro = call(workspace, "dvc", "repro")
     assert repro.returncode == 0, (repro.stdout + repro.stderr)[-4000:]
+    assert "Running stage 'benchmark'" in repro.stdout
     assert locked(workspace) == locked(finished)
     audit = call(workspace, "dsr", "audit")
     assert audit.returncode == 0, audit.stdout
@@ -85,32 +97,24 @@ def test_dvc_repro_from_nothing_gives_the_same_hashes_and_dagster_knows_them(fin
     assert "nothing was run" in again.stdout, again.stdout + again.stderr
 
 
-def test_killed_in_every_link_the_result_is_the_same(finished, tmp_path):
-    """SIGKILL shortly after each link was announced, then the same command again, until it gets through."""
-    workspace = make_workspace(tmp_path / "killed")
-    announced: set[str] = set()
-    for _ in range(len(locked(finished)) + 2):
-        process = subprocess.Popen(
-            [str(BIN / "dsr"), "run"],
-            cwd=workspace,
-            env=environment(workspace),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for line in process.stderr:
-            name = line.strip()
-            if name in locked(finished) and name not in announced:
-                announced.add(name)
-                time.sleep(0.4)
-                os.kill(process.pid, signal.SIGKILL)
-                break
-        process.communicate()
-        if process.returncode == 0:
-            break
-    assert process.returncode == 0
-    assert len(announced) == len(locked(finished))
-    assert locked(workspace) == locked(finished)
+def run_until_killed(workspace, announced: set[str]) -> str:
+    """Start `dsr run` and kill it in the first link that was not announced before; returns that link."""
+    process = subprocess.Popen(
+        [str(BIN / "dsr"), "run"],
+        cwd=workspace,
+        env=environment(workspace),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stderr:
+        name = line.strip()
+        if ARTIFACT.fullmatch(name) and name not in announced:
+            time.sleep(0.4)
+            os.kill(process.pid, signal.SIGKILL)
+            process.communicate()
+            return name
+    pytest.fail(f"ended with status {process.wait()} before a new link began; {sorted(announced)} had")
 
 
 @pytest.mark.parametrize(
