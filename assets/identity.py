@@ -38,8 +38,9 @@ class Identity:
     def _repo(self):
         from dvc.repo import Repo
 
-        # DVC tells of every line it writes into dvc.lock; its warnings and errors still show.
-        logging.getLogger("dvc").setLevel(logging.WARNING)
+        # DVC tells of every line it writes into dvc.lock, and of every file behind an error that it then raises.
+        for library in ("dvc", "dvc_data", "dvc_objects"):
+            logging.getLogger(library).setLevel(logging.CRITICAL)
         return Repo(str(self.root), _wait_for_lock=True)
 
     @cached_property

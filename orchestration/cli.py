@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -171,7 +172,9 @@ OURS = ("orchestration", "assets", "models", "validations")
 
 
 def _disk_is_full(error: BaseException | None) -> bool:
-    """Whether a full disk is behind an error, whichever library wrapped it."""
+    """Whether a full disk is behind an error, whichever library wrapped it; SQLite does not even say so."""
+    if shutil.disk_usage(Path.cwd()).free < 1 << 20:
+        return True
     seen = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
