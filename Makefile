@@ -17,7 +17,7 @@ help:
 $(READY): pyproject.toml constraints.txt
 	@'$(PYTHON)' -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null || \
 	  { echo "make: '$(PYTHON)' is no Python 3.11 or 3.12; install one or run make PYTHON=/path/to/python3.11" >&2; exit 2; }
-	@test -d $(VENV) || { echo "creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@test -x $(BIN)/pip || { echo "creating $(VENV)"; rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
 	@echo "installing the pinned set (a few minutes the first time)"
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
@@ -50,5 +50,6 @@ browser:
 	  { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
 	  echo "no chromium: the browser tests will be skipped (Debian: apt-get install chromium)"; }
 
+# Raw videos, what DVC keeps, and the history stay; everything that is made from them goes.
 clean:
-	rm -rf data reports .dagster .mlflow .dvc/cache .dvc/tmp dvc.lock
+	rm -rf data/videos data/geometry data/candidates data/questions data/splits data/checkpoint reports

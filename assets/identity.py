@@ -96,7 +96,7 @@ class Identity:
         """
         before = self.hash_on_disk(name)
         self._repo.commit(self._stage(name).addressing, force=True)
-        self._forget()
+        self.refresh()
         if (locked := self.locked_hash(name)) != before:
             raise IdentityError(
                 f"{self.output(name)}: was {before} and is {locked} after the commit; "
@@ -107,7 +107,7 @@ class Identity:
     def add(self, path: Path) -> str:
         """Track a folder that no stage makes (an ingested raw shard) and return its hash."""
         (stage,) = self._repo.add(str(path))
-        self._forget()
+        self.refresh()
         return stage.outs[0].hash_info.value
 
     def restore(self, name: str) -> None:
@@ -129,7 +129,8 @@ class Identity:
             "ingest the videos again"
         )
 
-    def _forget(self) -> None:
+    def refresh(self) -> None:
+        """Read dvc.yaml and dvc.lock anew, after someone else committed."""
         self.__dict__.pop("_stages", None)
         self._repo._reset()
 

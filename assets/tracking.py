@@ -68,7 +68,8 @@ class Tracking:
         with mlflow.start_run(run_id=begun, run_name=name, tags=tags, log_system_metrics=True) as run:
             if note:
                 note.write_text(run.info.run_id)
-            mlflow.log_params(flatten(parameters))
+            known = run.data.params
+            mlflow.log_params({name: value for name, value in flatten(parameters).items() if name not in known})
             yield run
 
     def _knows(self, run_id: str) -> bool:

@@ -108,11 +108,12 @@ class Workspace:
         import yaml
 
         try:
-            keys = (yaml.safe_load(self.ledger.read_text()) or {})[name]
-        except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+            keys = (yaml.safe_load(self.ledger.read_text()) or {})[name] or []
+        except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
             raise WorkspaceError(
                 f"{self.ledger}: cannot read the list {name!r} ({error}); restore the file from git"
             ) from error
+        keys = keys if isinstance(keys, list) else [keys]
         bad = [key for key in keys if not SHARD_KEY.fullmatch(str(key))]
         if bad:
             raise WorkspaceError(f"{self.ledger}: {bad[0]!r} is no shard key; write it like shard-000042")

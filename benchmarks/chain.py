@@ -24,7 +24,10 @@ def measure(workspace: Workspace) -> dict[str, Figure]:
     status = subprocess.run([dvc, "status", "--json"], cwd=workspace.root, check=True, capture_output=True, text=True)
     dvc_status = time.monotonic() - started
     audit = subprocess.run([dsr, "audit"], cwd=workspace.root, capture_output=True, text=True)
-    gaps = sum(line.startswith("GAP") for line in audit.stdout.splitlines())
+    places = [line for line in audit.stdout.splitlines() if line.startswith(("ok", "GAP"))]
+    gaps = sum(line.startswith("GAP") for line in places)
+    if not places or bool(gaps) != bool(audit.returncode):
+        raise RuntimeError(f"`dsr audit` did not answer: {audit.stderr.strip()[-300:]}")
     return {
         "second_run_seconds": Figure(again, 20, "lower", "s", "`dsr run` with nothing changed"),
         "second_run_over_dvc": Figure(again / dvc_status, None, "lower", "ratio", "the same over `dvc status`"),

@@ -9,7 +9,6 @@ import errno
 import json
 import os
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -150,16 +149,12 @@ def _summarise(workspace: Workspace) -> None:
 
 def main() -> None:
     """Entry point of `dsr`: every error that a user can mend is one line and exit code 2."""
-    from orchestration.run import CheckFailure
+    from orchestration.run import LinkFailure
 
     try:
         app()
-    except CheckFailure as failure:
-        _end(f"check failed: {failure}", 1)
-    except subprocess.CalledProcessError as error:
-        _end(f"{Path(error.cmd[0]).name} ended with status {error.returncode}", 1)
-    except KeyboardInterrupt:
-        _end("stopped; finished parts are kept, run again to go on", 1)
+    except LinkFailure as failure:
+        _end(str(failure), 1)
     except Exception as error:
         if _disk_is_full(error):
             _end("no space left on the disk; free some and run again, finished parts are kept", 2)

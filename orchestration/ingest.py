@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+from pathlib import Path
+
 from assets.identity import Identity, stage_name
 from assets.progress import console_progress
 from assets.workspace import SHARD_KEY, Workspace
@@ -18,11 +21,20 @@ def ingest_new(workspace: Workspace, source: str, shard_size: int) -> list[str]:
     Raises:
         ValueError: the folder does not exist, cannot be read or is empty.
     """
+    raw = workspace.root / "data" / "raw"
+    raw.mkdir(parents=True, exist_ok=True)
+    lock_file = workspace.root / ".dvc" / "tmp" / "ingest.lock"
+    lock_file.parent.mkdir(parents=True, exist_ok=True)
+    with lock_file.open("w") as lock:
+        # The sensor and a person may ingest at the same time; the second finds what the first sealed.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _ingest(workspace, raw, source, shard_size)
+
+
+def _ingest(workspace: Workspace, raw: Path, source: str, shard_size: int) -> list[str]:
     from assets.videos.shards import ingest, read_manifest
 
     ledger = workspace.shards()
-    raw = workspace.root / "data" / "raw"
-    raw.mkdir(parents=True, exist_ok=True)
     sealed = sorted(folder.name for folder in raw.iterdir() if SHARD_KEY.fullmatch(folder.name))
     orphans = [shard for shard in sealed if shard not in ledger]
     identity = Identity(workspace.root)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 from pathlib import Path
 
 import dagster as dg
@@ -12,7 +13,12 @@ import psutil
 from assets.link import SHARDS
 from assets.workspace import Workspace
 
-PID_TAG = "dsr/pid"
+OWNER_TAG = "dsr/process"
+
+
+def this_process() -> str:
+    """Host, process id and start of this process: a process id alone is another host's, or used again."""
+    return f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time():.0f}"
 
 
 def prepare_environment(workspace: Workspace) -> None:
@@ -41,7 +47,18 @@ def _fail_abandoned_runs(instance: dg.DagsterInstance) -> None:
     """A command that was killed leaves its run open and its slots of a pool taken; no daemon watches over either."""
     unfinished = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING])
     for run in instance.get_runs(unfinished):
-        pid = run.tags.get(PID_TAG)
-        if pid and not psutil.pid_exists(int(pid)):
+        if _is_gone(run.tags.get(OWNER_TAG)):
             instance.report_run_failed(run, "the command that ran this was killed")
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+
+
+def _is_gone(owner: str | None) -> bool:
+    """Whether the process that a run names was one of this host and has ended; other hosts are not judged from here."""
+    host, _, rest = (owner or "").partition(":")
+    if host != socket.gethostname():
+        return False
+    pid, _, started = rest.partition(":")
+    try:
+        return f"{psutil.Process(int(pid)).create_time():.0f}" != started
+    except psutil.NoSuchProcess:
+        return True

@@ -61,7 +61,7 @@ def load(path: Path) -> Parameters:
     """
     document = _read(path)
     chosen = document.pop("profile", None)
-    if chosen not in document:
+    if not isinstance(chosen, str) or chosen not in document:
         raise ParametersError(
             f"{path}: profile: {chosen!r} is not in the file; choose one of {', '.join(sorted(document))}"
         )
@@ -95,7 +95,7 @@ def choose(path: Path, profile: str) -> None:
 def _read(path: Path) -> dict:
     try:
         document = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ParametersError(
             f"{path}: cannot be read ({' '.join(str(error).split())}); mend it or restore it from git"
         ) from error

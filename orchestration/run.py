@@ -5,7 +5,6 @@ Each link is asked again after the links before it ran, so a link that came out 
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,14 +15,14 @@ from dagster._core.errors import DagsterAssetCheckFailedError
 
 from assets.identity import Identity, stage_name
 from assets.workspace import Workspace
-from orchestration.instance import PID_TAG, open_instance
+from orchestration.instance import OWNER_TAG, open_instance, this_process
 
 # A failure is raised and told by the command line in one line; the event log keeps the whole story.
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
-class CheckFailure(Exception):
-    """A blocking check failed; what it guards was not committed."""
+class LinkFailure(Exception):
+    """A blocking check failed, or a link gave up; nothing of it was committed."""
 
 
 @dataclass
@@ -47,23 +46,24 @@ def bring_up_to_date(workspace: Workspace) -> Outcome:
     """Materialize every link that is not current.
 
     Raises:
-        CheckFailure: a blocking check failed; later links were not run.
+        LinkFailure: a blocking check failed or a link gave up; later links were not run.
         Exception: whatever the failing link raised.
     """
     from orchestration.definitions import build_definitions
 
     definitions = build_definitions(workspace)
     instance = open_instance(workspace)
+    identity = Identity(workspace.root)
     outcome = Outcome()
     for asset, shard in chain(definitions, workspace):
         name = stage_name(asset, shard)
-        identity = Identity(workspace.root)
         if identity.is_current(name) and identity.locked_hash(name):
             report_if_unknown(instance, asset, shard, identity.locked_hash(name))
             outcome.current.append(name)
             continue
         print(f"{name}", file=sys.stderr, flush=True)
         materialize(definitions, instance, asset, shard)
+        identity.refresh()
         outcome.ran.append(name)
     return outcome
 
@@ -72,7 +72,7 @@ def materialize(definitions: dg.Definitions, instance: dg.DagsterInstance, asset
     """One Dagster run of one asset (and partition) in this process.
 
     Raises:
-        CheckFailure: a blocking check of the asset failed.
+        LinkFailure: a blocking check of the asset failed, or the asset gave up.
         Exception: whatever the asset raised.
     """
     job = definitions.resolve_implicit_global_asset_job_def()
@@ -82,13 +82,17 @@ def materialize(definitions: dg.Definitions, instance: dg.DagsterInstance, asset
             asset_selection=[dg.AssetKey(asset)],
             partition_key=shard,
             run_config=QUIET,
-            tags={PID_TAG: str(os.getpid())},
+            tags={OWNER_TAG: this_process()},
         )
     except dg.DagsterExecutionStepExecutionError as error:
+        if isinstance(error.user_exception, dg.Failure):
+            raise LinkFailure(f"{stage_name(asset, shard)}: {error.user_exception.description}") from None
         raise error.user_exception from None
+    except dg.DagsterExecutionInterruptedError:
+        raise KeyboardInterrupt from None
     except DagsterAssetCheckFailedError:
         reasons = "; ".join(_failed_checks(definitions, instance, asset))
-        raise CheckFailure(f"{stage_name(asset, shard)}: {reasons}") from None
+        raise LinkFailure(f"{stage_name(asset, shard)}: {reasons}") from None
 
 
 def _failed_checks(definitions: dg.Definitions, instance: dg.DagsterInstance, asset: str) -> Iterator[str]:

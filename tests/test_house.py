@@ -47,7 +47,9 @@ def stages_and_deps():
 
 
 # What only places, tracks, wires or keeps does not reach a result; an asset.py is imported for the graph's edges alone.
-WIRING = {f"assets.{name}" for name in ("workspace", "identity", "link", "progress", "reuse", "tracking")} | {"assets"}
+WIRING = {
+    f"assets.{name}" for name in ("workspace", "identity", "link", "processes", "progress", "reuse", "tracking")
+} | {"assets"}
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,13 @@ from assets.splits.asset import splits
 from assets.tracking import Tracking
 from models.parameters import TrainingParameters
 
+# What `models.train` exits with when its input is at fault; trying again would not help.
+BAD_INPUT = 2
+
+
+class TrainingError(ValueError):
+    """The trainer refused its input."""
+
 
 @dg.asset(
     deps=[splits],
@@ -90,6 +97,8 @@ def _train(workspace, work: Path, parameters: TrainingParameters, tracking_uri: 
         tracked = {"MLFLOW_TRACKING_URI": tracking_uri, "MLFLOW_RUN_ID": run_id}
         environment = {**os.environ, **tracked}
         status = subprocess.run(list(map(str, command)), env=environment, pass_fds=[lock.fileno()]).returncode
+        if status == BAD_INPUT:
+            raise TrainingError(f"{workspace.splits}: cannot be trained on; the line above says why, and what to do")
         if not model.exists():
             raise dg.Failure(
                 f"training ended with status {status} before it was finished; its last step is kept, run again to go on"

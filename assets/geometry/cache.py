@@ -6,10 +6,9 @@ one clip's failure is that clip's outcome and never stops the shard.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 from assets.geometry.estimators import Clip, EstimateError, choose, provenance
 from assets.geometry.parameters import GeometryParameters
 from assets.geometry.record import SceneRecord, load, save, unknown
+from assets.processes import processes
 from assets.reuse import SUFFIX, key_of, mark_reusable, reusable, sha256_of
 
 Progress = Callable[[int, int, str], None]
@@ -87,12 +87,16 @@ def estimate_clip(job: Job) -> None:
     try:
         if chosen is None:
             raise EstimateError(f"no estimator of {', '.join(job.parameters.estimators)} supports {row['kind']} clips")
-        _save(chosen[1].estimate(job.clip), job, key)
+        record = chosen[1].estimate(job.clip)
     except EstimateError as error:
-        _save(_refused(job, name, identity, str(error)), job, key)
+        record = _refused(job, name, identity, str(error))
+    except (OSError, MemoryError):  # the machine's failure, not the clip's
+        raise
     except Exception as error:  # a clip's failure is its outcome, and the shard goes on
         # Only the type: messages of libraries hold absolute paths, which must not reach a hashed file.
-        _save(_refused(job, name, identity, f"the estimator failed: {type(error).__name__}"), job, key)
+        record = _refused(job, name, identity, f"the estimator failed: {type(error).__name__}")
+    save(record, job.destination)
+    mark_reusable(job.destination, key)
 
 
 def summary(path: Path, row: Mapping[str, Any], shard: str, parameters: GeometryParameters) -> dict[str, Any]:
@@ -175,13 +179,8 @@ def _refused(job: Job, name: str, identity: str, reason: str) -> SceneRecord:
 
 
 def _save_death(job: Job) -> None:
-    """The outcome of a clip whose process died; it is not marked reusable, so the next run tries again."""
+    """The outcome of a clip that takes its process down; not marked reusable, so a changed shard tries it again."""
     save(_refused(job, "none", "none", "the estimator's process died"), job.destination)
-
-
-def _save(record: SceneRecord, job: Job, key: str) -> None:
-    save(record, job.destination)
-    mark_reusable(job.destination, key)
 
 
 def _run(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, bool]]:
@@ -196,7 +195,7 @@ def _run(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, bool]]:
             yield job, False
         return
     left = dict(enumerate(jobs))
-    with _pool(workers) as pool:
+    with processes(workers) as pool:
         futures = {pool.submit(estimate_clip, job): i for i, job in left.items()}
         for future in as_completed(futures):
             if isinstance(future.exception(), BrokenProcessPool):
@@ -204,15 +203,11 @@ def _run(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, bool]]:
             future.result()
             yield left.pop(futures[future]), False
     for job in left.values():
-        with _pool(1) as pool:
+        with processes(1) as pool:
             error = pool.submit(estimate_clip, job).exception()
         if error is not None and not isinstance(error, BrokenProcessPool):
             raise error
         yield job, error is not None
-
-
-def _pool(workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
 
 
 def _remove_strangers(out: Path, jobs: Sequence[Job]) -> None:

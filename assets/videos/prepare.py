@@ -7,10 +7,9 @@
 """
 
 import json
-import multiprocessing
 import os
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from assets.processes import processes
 from assets.progress import Progress
 from assets.reuse import key_of, mark_reusable, reusable
 from assets.videos import reader
@@ -147,7 +147,7 @@ def _run(jobs: list[_Job], workers: int) -> Iterator[tuple[_Job, _Outcome]]:
         for job in jobs:
             yield job, _prepare(job)
         return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with processes(workers) as pool:
         futures = {pool.submit(_prepare, job): job for job in jobs}
         for future in as_completed(futures):
             yield futures[future], future.result()

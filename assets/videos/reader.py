@@ -15,9 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-# Part of every cached result's key: raise it when the same file would now be read differently.
-VERSION = "1"
-
 # Neighbouring intervals that differ by more than this share make a rate variable.
 _STEADY = 0.1
 

@@ -27,7 +27,7 @@ VIDEO_SUFFIXES = frozenset(
     | {".mpg", ".mpeg", ".ts", ".m2ts", ".mts"}
 )
 _CHUNK = 1 << 20
-_PARTIAL = ".partial"
+_PARTIAL = ".ingest.partial"
 _INCOMING = "incoming"
 _TRUTH = ".truth.safetensors"
 

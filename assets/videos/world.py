@@ -9,18 +9,17 @@ x right, y down, z forward; pixel centres at whole numbers):
     metadata "record": JSON {"names", "classes", "is_agent"}
 """
 
-import hashlib
 import json
-import multiprocessing
 import os
 import shutil
-from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
+from assets.processes import processes
 from assets.progress import Progress
+from assets.reuse import sha256_of
 from assets.videos.painting import Painter, Picture
 from assets.videos.parameters import SampleWorldParameters
 from assets.videos.scenery import Scene, draw_scene
@@ -70,7 +69,7 @@ def _run(jobs: list, workers: int):
     if workers == 1:
         yield from map(_render_clip, jobs)
         return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with processes(workers) as pool:
         yield from pool.map(_render_clip, jobs)
 
 
@@ -87,9 +86,9 @@ def _render_clip(job: tuple[str, int, SampleWorldParameters, Path]) -> RawClip:
     video, truth = folder / f"{name}.mp4", folder / f"{name}.truth.safetensors"
     encode(video, np.stack([picture.rgb for picture in pictures]), parameters.fps, parameters.crf)
     write_truth(truth, scene, pictures, parameters.fps)
-    sha256 = _sha256(video)
+    sha256 = sha256_of(video)
     companion = {
-        "sha256": _sha256(truth),
+        "sha256": sha256_of(truth),
         "suffix": ".safetensors",
         "bytes": truth.stat().st_size,
         "name": truth.name,
@@ -169,8 +168,3 @@ def _facing(rotation: np.ndarray, rolls: bool) -> np.ndarray:
         return rotation[:, :, 0]
     axle = rotation[:, :, 1]
     return np.column_stack([axle[:, 1], -axle[:, 0], np.zeros(len(axle))])
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

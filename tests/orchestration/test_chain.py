@@ -1,15 +1,19 @@
 """The whole chain on a tiny sample world, through the commands that users type."""
 
+import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from tests.assets.videos.conftest import write_video
 from tests.conftest import make_workspace
 from tests.orchestration.conftest import BIN, call, environment
 
@@ -149,3 +153,28 @@ def test_a_wrong_params_yaml_is_one_clear_line_and_exit_code_2(finished, key, va
     assert len(done.stderr.strip().splitlines()) == 1
     assert "params.yaml" in done.stderr
     assert key in done.stderr
+
+
+def test_a_folder_of_videos_goes_through_beside_the_sample_world(finished, tmp_path):
+    """Every file ends in a scene record or in quarantine, and a hostile name is only text."""
+    workspace = tmp_path / "with-videos"
+    shutil.copytree(finished, workspace)
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    write_video(folder / "a walk.mp4")
+    (folder / "=cmd <script>.mp4").write_bytes(b"no video at all")
+    before = locked(workspace)
+    done = call(workspace, "dsr", "run", "--videos", str(folder))
+    assert done.returncode == 0, done.stderr[-4000:]
+    after = locked(workspace)
+    assert {name for name in before if after[name] != before[name]} == {"quarantine", "questions"}
+    scenes = pq.read_table(workspace / "data/geometry/shard-000001/scenes.parquet").to_pylist()
+    assert [(scene["name"], bool(scene["reason"])) for scene in scenes] == [("a walk.mp4", True)]
+    with (workspace / "reports/quarantine.csv").open(newline="") as stream:
+        (row,) = csv.DictReader(stream)
+    assert row["name"] == "'=cmd <script>.mp4"
+    assert "Not a readable video" in row["reason"]
+    assert call(workspace, "dsr", "audit").returncode == 0
+    again = call(workspace, "dsr", "run", "--videos", str(folder))
+    assert "holds all of it already" in again.stdout
+    assert "nothing was run" in again.stdout

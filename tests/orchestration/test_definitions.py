@@ -81,10 +81,7 @@ def test_groups_stand_in_chain_order(definitions, workspace):
 def test_checks_that_guard_the_data_sets_block(definitions):
     graph = definitions.resolve_asset_graph()
     blocking = {(key.asset_key.to_user_string(), key.name) for key in graph.asset_check_keys if graph.get(key).blocking}
-    assert blocking == {
-        *((asset, "must_hold") for asset in ("videos", "geometry", "questions", "splits")),
-        ("splits", "no_leakage"),
-    }
+    assert blocking == {(asset, "must_hold") for asset in ("videos", "geometry", "questions", "splits")}
 
 
 def test_a_code_change_changes_the_code_version_of_its_link_and_of_no_other(workspace):
