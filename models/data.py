@@ -179,7 +179,7 @@ def _visible(times: np.ndarray, visible_until: float | None) -> np.ndarray:
 def _in_median_distances(cells: np.ndarray) -> np.ndarray:
     """Geometric cells with coordinates and flow in units of the clip's median distance from the camera.
 
-    Scale is relative in general (DESIGN.md), so its unit may not carry meaning.
+    Scale is relative in general, so its unit may not carry meaning.
     """
     valid = cells[..., VALIDITY] > 0
     distance = np.linalg.norm(cells[valid][:, :3], axis=-1)

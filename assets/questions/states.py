@@ -1,7 +1,7 @@
 """From trajectories to procedural answers: series of numbers, states, merged states.
 
 Everything is batched as (K, n, …): K noise draws of one scene, n candidates of one family. Names follow the paper's
-section 2 (``paper.md`` §2): *dis* distance, *dir* direction, *ori* orientation, *spd* speed, *spd_comp* comparison
+section 2: *dis* distance, *dir* direction, *ori* orientation, *spd* speed, *spd_comp* comparison
 of two speeds, *dir_pred* prediction of a moving direction.
 """
 
