@@ -188,7 +188,7 @@ def test_a_killed_run_leaves_sealed_shards_and_the_next_one_finishes(tmp_path):
     raw = tmp_path / "raw"
     died = subprocess.run([sys.executable, "-c", script, str(source), str(raw)], cwd=Path(__file__).parents[3])
     assert died.returncode == -signal.SIGKILL
-    assert sorted(path.name for path in raw.iterdir()) == [".shard-000001.partial", "shard-000000"]
+    assert sorted(path.name for path in raw.iterdir()) == [".shard-000001.ingest.partial", "shard-000000"]
     known = {clip.clip for clip in read_manifest(raw / "shard-000000")}
     assert take(source, raw, known, 1, 2) == ["shard-000001", "shard-000002"]
     assert sorted(path.name for path in raw.iterdir()) == ["shard-000000", "shard-000001", "shard-000002"]
