@@ -126,6 +126,7 @@ class Workspace:
         if shard in self.shards():
             return
         yaml = YAML()
+        yaml.indent(sequence=4, offset=2)  # as the file is written, so that a new shard is one new line
         document = yaml.load(self.ledger.read_text())
         document["shards"].append(shard)
         partial = self.ledger.with_suffix(".yaml.partial")
