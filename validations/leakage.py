@@ -1,14 +1,16 @@
 """Whether something a model was trained on comes back in what it is tested on.
 
-Four things may cross the wall between splits: the clip, the source video it was cut from, a quad whose four
-questions give each other's answers away, and a question itself.
+Five things may cross the wall between splits: the clip, the source video it was cut from, footage that two clips
+share, a quad whose four questions give each other's answers away, and a question itself.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import pandas as pd
 
-CROSSING = {"clip": "clip", "videoID": "source video", "quad": "quad", "qa_id": "question"}
+CROSSING = {"clip": "clip", "videoID": "source video", "footage": "footage", "quad": "quad", "qa_id": "question"}
 LETTERS = "ABCD"
 
 
@@ -17,7 +19,7 @@ class Leak:
     """One thing that lies in more than one split.
 
     Attributes:
-        kind: "clip", "source video", "quad" or "question".
+        kind: "clip", "source video", "footage", "quad" or "question".
         identity: which one.
         splits: the splits it lies in, sorted.
     """
@@ -30,11 +32,12 @@ class Leak:
         return f"{self.kind} {self.identity[:16]} lies in {' and '.join(self.splits)}"
 
 
-def find_leaks(rows: pd.DataFrame) -> list[Leak]:
+def find_leaks(rows: pd.DataFrame, copies: Mapping[str, str] = MappingProxyType({})) -> list[Leak]:
     """Everything that lies in more than one split.
 
     Args:
         rows: all splits concatenated, with the columns `split, clip, videoID, quad, qa_id`.
+        copies: clip -> the clip whose footage it shows again.
 
     Returns:
         The leaks, sorted by kind and identity; empty where the wall holds.
@@ -43,6 +46,8 @@ def find_leaks(rows: pd.DataFrame) -> list[Leak]:
         KeyError: a column is missing.
     """
     leaks = []
+    shown_twice = {clip: clip for clip in copies.values()} | dict(copies)
+    rows = rows.assign(footage=rows["clip"].map(shown_twice))
     for column, kind in CROSSING.items():
         pairs = rows[[column, "split"]].dropna().drop_duplicates()
         crossing = pairs[pairs.duplicated(column, keep=False)]

@@ -25,6 +25,7 @@ LETTERS = ("A", "B", "C", "D")
 SPLITS = ("train", "val", "bench")
 
 CLIP_IDENTITY = r"^[0-9a-f]{64}$"
+PERCEPTUAL_HASH = r"^[0-9a-f]{320}$"
 SHARD_KEY = r"^shard-\d{6}$"
 STEP_NUMBER = re.compile(r"\((\d+)\)")
 LONGEST_QUESTION = 2000
@@ -174,6 +175,11 @@ def _viewpoint_agrees(table: pd.DataFrame) -> pd.Series:
     return (kind == table["viewpoint_kind"]) | (table["type"] == "non_temp")
 
 
+def _verdict_explained(table: pd.DataFrame) -> pd.Series:
+    """Whether a row is fit, or says which of its columns speak against it, and not both."""
+    return table["fit"] == (table["unfit"].fillna("") == "")
+
+
 def _said_twice(table: pd.DataFrame) -> pd.Series:
     keys = pd.DataFrame({"clip": table["clip"], "question": table["question"], "truth": _true_text(table)})
     return keys.duplicated(keep=False)
@@ -210,12 +216,15 @@ SPLIT_HELPERS: dict[str, Helper] = {
 CLIP_HELPERS: dict[str, Helper] = {
     "measured": lambda t: (
         (t["kind"] != "video")
-        | t[["width", "height", "seconds", "frame_count", "sampled", "frame_width", "frame_height"]].notna().all(axis=1)
+        | t[["width", "height", "seconds", "frame_count", "sampled", "frame_width", "frame_height", "cuts", "phash"]]
+        .notna()
+        .all(axis=1)
     ),
     "not_upscaled": lambda t: (
         ~(t["frame_width"].fillna(0) * t["frame_height"].fillna(0) > t["width"].fillna(0) * t["height"].fillna(0))
     ),
     "sampled_from_clip": lambda t: ~(t["sampled"].fillna(0) > t["frame_count"].fillna(0)),
+    "verdict_explained": lambda t: _verdict_explained(t),
 }
 
 SCENE_HELPERS: dict[str, Helper] = {
@@ -224,6 +233,8 @@ SCENE_HELPERS: dict[str, Helper] = {
     "agents_within_objects": lambda t: ~(t["agents"].fillna(0) > t["objects"].fillna(0)),
     "refused_share": lambda t: pd.Series((t["status"] == "refused").mean(), index=t.index),
     "something_moves": lambda t: (t["status"] == "refused") | (t["moving"].fillna(0) >= 1),
+    "sizes_ordered": lambda t: ~(t["smallest_share"] > t["largest_share"]),
+    "verdict_explained": lambda t: _verdict_explained(t),
 }
 
 QUESTION_COLUMNS = (
@@ -234,9 +245,12 @@ QUESTION_COLUMNS = (
 )
 CLIP_COLUMNS = (
     *("clip", "shard", "name", "kind", "width", "height", "rotation", "seconds", "frame_count"),
-    *("sampled", "frame_width", "frame_height", "has_truth"),
+    *("sampled", "frame_width", "frame_height", "has_truth", "cuts", "phash", "fit", "unfit"),
 )
-SCENE_COLUMNS = ("clip", "shard", "kind", "estimator", "status", "reason", "objects", "moving", "agents")
+SCENE_COLUMNS = (
+    *("clip", "shard", "kind", "estimator", "status", "reason", "objects", "moving", "agents"),
+    *("smallest_share", "largest_share", "mount_share", "fit", "unfit"),
+)
 
 
 def _clip_rules(limits: Limits) -> list[Rule]:
@@ -256,6 +270,11 @@ def _clip_rules(limits: Limits) -> list[Rule]:
         _holds("no more frames are sampled than there are", "sampled_from_clip"),
         _holds("frames are never upscaled", "not_upscaled"),
         _within("rotation is a quarter turn", "rotation", (0, 90, 180, 270)),
+        _between("cut counts are not negative", "cuts", 0, None),
+        _shaped("perceptual hashes are well formed", "phash", PERCEPTUAL_HASH),
+        _known("every clip is judged fit or not", "fit"),
+        _holds("every unfit clip says why", "verdict_explained"),
+        _within("clips are fit for questions", "fit", (True,), "info"),
         _between("clips last 20 to 120 s, the paper's window", "seconds", 20, 120, "info"),
     ]
 
@@ -276,6 +295,13 @@ def _scene_rules(limits: Limits) -> list[Rule]:
         _holds("agents are among the objects", "agents_within_objects"),
         _between("most clips have usable geometry", "refused_share", None, limits.refused_share, "warning"),
         _holds("something moves in every usable scene", "something_moves", "warning"),
+        _between("the smallest moving thing is part of the frame", "smallest_share", 0, 1),
+        _between("the largest moving thing is part of the frame", "largest_share", 0, 1),
+        _holds("the smallest moving thing is not larger than the largest", "sizes_ordered"),
+        _between("what the camera is mounted on is part of the frame", "mount_share", 0, 1),
+        _known("every scene is judged fit or not", "fit"),
+        _holds("every unfit scene says why", "verdict_explained"),
+        _within("scenes are fit for questions", "fit", (True,), "info"),
     ]
 
 

@@ -16,6 +16,7 @@ _GROUND, _WALL, _SKY = -1, -2, -3
 _DOME = 80.0  # radius of the sky's dome, metres: every depth is finite
 _WALL_HEIGHT = 3.2
 _TEXELS = 32  # per metre
+_GRAINS = (0.24, 0.12, 0.06)  # cells of the fine texture, metres
 _SUN, _SKY_LIGHT, _BOUNCE = 0.95, 0.42, 0.16
 _SUBPIXELS = np.array([[-0.375, -0.125], [0.125, -0.375], [0.375, 0.125], [-0.125, 0.375]])
 _HAZE = np.array([0.55, 0.66, 0.80])
@@ -121,6 +122,11 @@ class Painter:
 
         albedo = self._surroundings_albedo(points, directions, distance, surface, normal)
         albedo[:, met] = self._solids.albedo(hits.primitive[ahead], hits.local[:, ahead])
+        if self.scene.grain:
+            places = points.copy()
+            places[:, met] = hits.local[:, ahead] + 10.0 * hits.primitive[ahead]
+            fine = _grain(places, distance / self.scene.intrinsics[0, 0])
+            albedo *= np.where(surface == _SKY, 1, 1 + self.scene.grain * fine)
         light = self._light(points, normal, surface, solids, frame)
         haze = np.minimum(distance / 90, 0.3) * (surface != _SKY)
         colour = albedo * np.where(surface == _SKY, 1, light)
@@ -263,6 +269,31 @@ def _edges(surface: np.ndarray) -> np.ndarray:
     edge[1:] |= below
     edge[:-1] |= below
     return edge
+
+
+def _grain(places: np.ndarray, pixel: np.ndarray) -> np.ndarray:
+    """(R,) solid noise in -1..1 at (3, R) places in metres; what is finer than two pixels of (R,) metres fades out."""
+    total = np.zeros(places.shape[1])
+    for cell in _GRAINS:
+        scaled = places / cell
+        low = np.floor(scaled)
+        share = scaled - low
+        corner = low.astype(np.int64)
+        value = np.zeros(places.shape[1])
+        for step in np.ndindex(2, 2, 2):
+            x, y, z = (corner[axis] + step[axis] for axis in range(3))
+            weight = [share[axis] if step[axis] else 1 - share[axis] for axis in range(3)]
+            value += weight[0] * weight[1] * weight[2] * _lattice(x, y, z)
+        total += value * np.clip(cell / (2 * pixel) - 1, 0, 1)
+    return np.clip(total, -1, 1)
+
+
+def _lattice(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """(R,) value in -1..1 of each whole place, mixed as in MurmurHash3's finalizer."""
+    mixed = (x * 0x8DA6B343 + y * 0xD8163841 + z * 0xCB1AB31F).astype(np.uint64)
+    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+        mixed = (mixed ^ (mixed >> np.uint64(33))) * np.uint64(factor)
+    return (mixed >> np.uint64(40)).astype(float) / 2**23 - 1
 
 
 def _ramp(grey: np.ndarray, tints: np.ndarray) -> np.ndarray:

@@ -22,6 +22,7 @@ from assets.progress import Progress
 from assets.reuse import key_of, mark_reusable, reusable
 from assets.videos import reader
 from assets.videos.contact_sheet import contact_sheet
+from assets.videos.duplicates import perceptual_hash
 from assets.videos.parameters import VideoParameters
 from assets.videos.shards import RawClip, ShardError, read_manifest
 
@@ -46,6 +47,10 @@ CLIPS = pa.schema(
         ("has_truth", pa.bool_()),
         ("cuts", pa.int32()),  # jumps of the colour histogram between neighbouring sampled frames
         ("damaged", pa.int32()),  # packets that could not be decoded
+        ("phash", pa.string()),  # `duplicates.perceptual_hash` of the sampled frames
+        # Known for logs too: whether no rule of VideoParameters speaks against the clip, and the rules that do.
+        ("fit", pa.bool_()),
+        ("unfit", pa.string()),
     ]
 )
 QUARANTINE = pa.schema(
@@ -60,7 +65,12 @@ QUARANTINE = pa.schema(
 )
 
 # What decides a clip's result beside its bytes and the parameters.
-CODE = [Path(__file__).with_name(f"{name}.py") for name in ("contact_sheet", "decoder", "prepare", "reader")]
+CODE = [
+    Path(__file__).with_name(f"{name}.py") for name in ("contact_sheet", "decoder", "duplicates", "prepare", "reader")
+]
+
+# What judges results without changing them, and how long making them may take.
+JUDGING = {"min_seconds", "max_seconds", "max_cuts", "duplicate_bits", "timeout_s"}
 
 # A cut's jump is at least this many times the median jump of its clip.
 OUTSTANDING = 2.5
@@ -85,8 +95,8 @@ class _Job:
 
     @property
     def key(self) -> str:
-        """What the result was made from; another key means another result. How long it took does not count."""
-        tuned = self.parameters.model_dump(mode="json", exclude={"timeout_s"})
+        """What the result was made from; another key means another result."""
+        tuned = self.parameters.model_dump(mode="json", exclude=JUDGING)
         return key_of({"clip": self.clip.clip, "parameters": tuned}, CODE)
 
 
@@ -135,7 +145,7 @@ def prepare_shard(
     for job, outcome in _run([job for job in jobs if job.clip.clip not in outcomes], workers):
         outcomes[outcome.clip] = outcome
         progress(len(outcomes), len(jobs), job.clip.name)
-    kept, refused = _tables(clips, outcomes, shard)
+    kept, refused = _tables(clips, outcomes, shard, parameters)
     _write(pa.Table.from_pylist(kept, CLIPS), out / "clips.parquet")
     _write(pa.Table.from_pylist(refused, QUARANTINE), out / "quarantine.parquet")
     _remove_strangers(out, [job for job in jobs if outcomes[job.clip.clip].measured])
@@ -174,6 +184,7 @@ def _prepare(job: _Job) -> _Outcome:
         "frame_height": frames.shape[1],
         "cuts": count_cuts(frames, tuned.cut_threshold),
         "damaged": probed.damaged,
+        "phash": perceptual_hash(frames),
     }
     timestamps = probed.timestamps[chosen]
     _replace(job.sheet, contact_sheet(frames, timestamps, tuned.sheet_frames, tuned.sheet_bytes))
@@ -220,7 +231,17 @@ def _cached(job: _Job) -> dict | None:
         return json.loads(file.metadata()["record"])["measured"]
 
 
-def _tables(clips: list[RawClip], outcomes: dict[str, _Outcome], shard: str) -> tuple[list[dict], list[dict]]:
+def unfit_for(measured: dict, parameters: VideoParameters) -> list[str]:
+    """The columns of a clip's row that speak against it; none for an annotated log, of which nothing is measured."""
+    if not measured:
+        return []
+    too_long_or_short = not parameters.min_seconds <= measured["seconds"] <= parameters.max_seconds
+    return [*["seconds"] * too_long_or_short, *["cuts"] * (measured["cuts"] > parameters.max_cuts)]
+
+
+def _tables(
+    clips: list[RawClip], outcomes: dict[str, _Outcome], shard: str, parameters: VideoParameters
+) -> tuple[list[dict], list[dict]]:
     """Rows of the two tables, by identity: kept and refused."""
     kept, refused = [], []
     for clip in sorted(clips, key=lambda clip: clip.clip):
@@ -233,7 +254,9 @@ def _tables(clips: list[RawClip], outcomes: dict[str, _Outcome], shard: str) -> 
             refused.append({**common, "bytes": clip.bytes, "reason": _reason(message), "message": message})
         else:
             truth = "truth" in clip.companions if clip.kind == "video" else None
-            kept.append({**common, "kind": clip.kind, "has_truth": truth, **measured})
+            unfit = unfit_for(measured, parameters)
+            verdict = {"fit": not unfit, "unfit": ", ".join(unfit)}
+            kept.append({**common, "kind": clip.kind, "has_truth": truth, **measured, **verdict})
     return kept, refused
 
 

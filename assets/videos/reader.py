@@ -6,6 +6,7 @@ timestamps, never an index divided by a rate.
 """
 
 import atexit
+import math
 import os
 import subprocess
 import sys
@@ -67,10 +68,33 @@ def probe(path: Path, timeout_s: float, allow_decord: bool = True) -> Probe:
         ReaderError: no clip can be made of the file.
     """
     found = _ask("demux", timeout_s, path=str(path))
-    reader, times, damaged = "decord", found["times"], 0
-    if not (allow_decord and _decord_agrees(path, found, timeout_s)):
-        decoded = _ask("decode", timeout_s, path=str(path))
-        reader, times, damaged = "pyav", decoded["times"], decoded["damaged"]
+    if allow_decord and _fit_for_decord(found):
+        try:
+            _ask("check_decord", timeout_s, path=str(path), times=found["times"])
+            return _probe_of(found, "decord", found["times"], 0)
+        except ReaderError:
+            pass
+    return _decoded(path, found, timeout_s)
+
+
+def _decoded(path: Path, found: dict, timeout_s: float) -> Probe:
+    """The probe of a file that PyAV reads: everything is decoded once."""
+    decoded = _ask("decode", timeout_s, path=str(path))
+    return _probe_of(found, "pyav", decoded["times"], decoded["damaged"])
+
+
+def _fit_for_decord(found: dict) -> bool:
+    """Whether decord may be given a file at all, by what its container says.
+
+    A header that promises more frames than there are makes decord hang; it fails on or ignores rotations; and where
+    the first packets need an earlier one that is missing, it counts frames that no picture belongs to.
+    """
+    whole = found["begins_whole"] and found["promised"] <= len(found["times"])
+    return whole and found["rotation"] == 0 and len(found["times"]) >= 2
+
+
+def _probe_of(found: dict, reader: str, times: np.ndarray, damaged: int) -> Probe:
+    """A probe from what the container says and (F,) times of all frames in presentation order, NaN where unknown."""
     if len(times) == 1:
         raise ReaderError("One frame only: nothing can move in a still picture.")
     if damaged > len(times):
@@ -123,7 +147,7 @@ def read_frames(
     places = np.searchsorted(probed.indices, indices)
     if len(indices) == 0 or places.max() >= len(probed.indices) or (probed.indices[places] != indices).any():
         raise ReaderError("Frames were asked for that the file does not have: probe it again.")
-    return _read(path, indices, max_pixels, reader, timeout_s), probed.timestamps[places]
+    return _read(path, probed, places, max_pixels, timeout_s), probed.timestamps[places]
 
 
 def read_clip(path: Path, count: int, max_pixels: int, timeout_s: float) -> tuple[Probe, np.ndarray, np.ndarray]:
@@ -135,40 +159,34 @@ def read_clip(path: Path, count: int, max_pixels: int, timeout_s: float) -> tupl
     Raises:
         ReaderError: no clip can be made of the file.
     """
-    probed = probe(path, timeout_s)
-    if probed.reader == "decord":
-        chosen = sample(probed, count)
+    found = _ask("demux", timeout_s, path=str(path))
+    if _fit_for_decord(found):
         try:
-            frames = _read(path, probed.indices[chosen], max_pixels, "decord", timeout_s)
-            return probed, frames, chosen
+            probed = _probe_of(found, "decord", found["times"], 0)
+            chosen = sample(probed, count)
+            return probed, _read(path, probed, chosen, max_pixels, timeout_s), chosen
         except ReaderError:
-            probed = probe(path, timeout_s, allow_decord=False)
+            pass
+    probed = _decoded(path, found, timeout_s)
     chosen = sample(probed, count)
-    return probed, _read(path, probed.indices[chosen], max_pixels, "pyav", timeout_s), chosen
+    return probed, _read(path, probed, chosen, max_pixels, timeout_s), chosen
 
 
-def _read(path: Path, indices: np.ndarray, max_pixels: int, reader: str, timeout_s: float) -> np.ndarray:
-    """Frames through one of the two readers."""
-    indices = np.asarray(indices, np.int64)
-    return _ask(f"read_{reader}", timeout_s, path=str(path), indices=indices, max_pixels=max_pixels)
+def _read(path: Path, probed: Probe, chosen: np.ndarray, max_pixels: int, timeout_s: float) -> np.ndarray:
+    """(T, h, w, 3) u8 frames of a probed file at the given positions into its indices."""
+    size = _bearable(probed, max_pixels)
+    asked = {"path": str(path), "indices": probed.indices[chosen], "size": size}
+    if probed.reader == "pyav":
+        return _ask("read_pyav", timeout_s, **asked)
+    # Only where all times advance does decord agree with them, so that they are the times of all frames.
+    return _ask("read_decord", timeout_s, times=probed.timestamps, **asked)
 
 
-def _decord_agrees(path: Path, found: dict, timeout_s: float) -> bool:
-    """Whether decord sees the frames that the container's packets announce, each at its time.
-
-    A header that promises more frames than there are makes decord hang, and it fails on or ignores rotations, so such
-    files are not given to it at all.
-    """
-    times = found["times"]
-    if len(times) < 2 or found["promised"] > len(times) or found["rotation"] != 0:
-        return False
-    try:
-        seen = _ask("decord_times", timeout_s, path=str(path))
-    except ReaderError:
-        return False
-    if len(seen) != len(times) or not np.isfinite(seen).all():
-        return False
-    return bool(np.abs((seen - seen[0]) - (times - times[0])).max() < 0.25 * np.diff(times).min())
+def _bearable(probed: Probe, max_pixels: int) -> tuple[int, int]:
+    """(width, height), as stored, of the largest frames of at most max_pixels; never larger than the video's."""
+    stored = (probed.height, probed.width) if probed.rotation % 180 == 90 else (probed.width, probed.height)
+    scale = min(1.0, math.sqrt(max_pixels / (probed.width * probed.height)))
+    return max(1, math.floor(stored[0] * scale)), max(1, math.floor(stored[1] * scale))
 
 
 def _advancing(times: np.ndarray) -> np.ndarray:
@@ -184,6 +202,7 @@ class _Decoder:
     def __init__(self):
         self._process: subprocess.Popen | None = None
         self._connection = None
+        self._file = -1
 
     def ask(self, name: str, timeout_s: float, arguments: dict):
         """One request; ReaderError if it is refused, takes too long, or ends the child."""
@@ -200,16 +219,29 @@ class _Decoder:
             raise ReaderError("The decoder died on this file: it is damaged; re-encode or fetch it again.") from None
         if outcome == "refused":
             raise ReaderError(value)
-        return value
+        return self._lifted(value) if isinstance(value, tuple) else value
+
+    def _lifted(self, shape: tuple[int, ...]) -> np.ndarray:
+        """The pictures that the child laid into the file."""
+        frames = np.empty(shape, np.uint8)
+        rest = memoryview(frames).cast("B")
+        while len(rest):
+            count = os.preadv(self._file, [rest], frames.nbytes - len(rest))
+            if count == 0:
+                raise ReaderError("The decoder laid down too few pictures: read the file again.")
+            rest = rest[count:]
+        return frames
 
     def _start(self) -> None:
         self.stop()
         self._connection, theirs = Pipe()
         search = os.pathsep.join(part for part in sys.path if part)
+        self._file = os.memfd_create("frames")
         with theirs:
+            shared = [theirs.fileno(), self._file]
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "assets.videos.decoder", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, "-m", "assets.videos.decoder", *map(str, shared)],
+                pass_fds=shared,
                 env={**os.environ, "PYTHONPATH": search},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -222,6 +254,7 @@ class _Decoder:
             self._process.kill()
             self._process.wait()
             self._connection.close()
+            os.close(self._file)
         self._process = self._connection = None
 
 

@@ -14,6 +14,7 @@ from assets.videos.things import AGENTS, COLOURS, OBJECTS, SHAPES
 
 MICRONS = 6
 CAMERAS = ("still", "truck", "pan", "follow", "dolly", "orbit")
+MORE_CAMERAS = ("tilt", "push", "walk", "crane")  # drawn only where they are asked for by name
 SPEEDS = (0.35, 0.8, 1.5, 2.4)  # m/s; within a clip no two moving things share one while any is left
 _SUBSTEPS = 16
 _TRIES = 120
@@ -53,13 +54,14 @@ class Scene:
 
     Attributes:
         seed: for the textures.
-        camera: one of CAMERAS.
+        camera: one of CAMERAS or MORE_CAMERAS.
         intrinsics: (3, 3) pixels; the middle of the first pixel is (0, 0).
         world_from_camera: (T, 4, 4); camera frame x right, y down, z forward.
         things: the named things.
         pillars: (K, 4) static posts: x, y, radius, height.
         sun: (3,) unit vector towards the sun.
         yard: half the side of the walled courtyard, metres.
+        grain: 0..1, strength of the fine texture on every surface but the sky.
     """
 
     seed: int
@@ -70,6 +72,7 @@ class Scene:
     pillars: np.ndarray
     sun: np.ndarray
     yard: float
+    grain: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -86,18 +89,22 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256("|".join(map(str, parts)).encode()).digest()[:8], "little")
 
 
-def draw_scene(shard: str, number: int, parameters: SampleWorldParameters) -> Scene:
+def draw_scene(
+    shard: str, number: int, parameters: SampleWorldParameters, camera_kind: str | None = None, grain: float = 0.0
+) -> Scene:
     """Draw the scene of one clip; a pure function of its arguments.
 
     Args:
         shard: shard key.
-        number: clip number within the shard. The kinds of camera motion take turns with it.
+        number: clip number within the shard.
         parameters: of the sample world.
+        camera_kind: one of CAMERAS or MORE_CAMERAS; without one, CAMERAS take turns with the clip number.
+        grain: see Scene.
     """
     seed = seed_of("sample world", shard, number, parameters.seed)
     rng = np.random.Generator(np.random.PCG64(seed))
     times = np.arange(parameters.fps * parameters.seconds) / parameters.fps
-    kind = CAMERAS[number % len(CAMERAS)]
+    kind = camera_kind or CAMERAS[number % len(CAMERAS)]
     intrinsics = _intrinsics(parameters)
     yard = float(np.round(rng.uniform(13, 15), 2))
     rig = _draw_rig(rng)
@@ -114,7 +121,7 @@ def draw_scene(shard: str, number: int, parameters: SampleWorldParameters) -> Sc
     angle, height = rng.uniform(0, 2 * np.pi), rng.uniform(0.9, 1.5)
     sun = np.round(np.array([np.cos(angle), np.sin(angle), height]), MICRONS)
     pillars = _draw_pillars(rng, yard, camera[:, :2, 3])
-    return Scene(seed, kind, intrinsics, camera, things, pillars, sun / np.sqrt((sun**2).sum()), yard)
+    return Scene(seed, kind, intrinsics, camera, things, pillars, sun / np.sqrt((sun**2).sum()), yard, grain)
 
 
 def _intrinsics(parameters: SampleWorldParameters) -> np.ndarray:
@@ -314,11 +321,28 @@ def _camera(kind: str, rig: dict[str, float], times: np.ndarray, followed: np.nd
         target[:, :2] += 4.0 * swing[:, None] * sideways
     elif kind == "pan":
         target[:, :2] += 5.0 * swing[:, None] * sideways
+    elif kind == "tilt":
+        target[:, 2] += 3.0 * swing
+    elif kind == "push":
+        eye[:, :2] += swing[:, None] * (2.2 * sideways - 2.0 * outward)
+    elif kind == "walk":
+        eye[:, :2] += swing[:, None] * (3.2 * sideways - 1.2 * outward)
+        eye += _gait(times, sideways)
+        target[:, :2] += 1.5 * swing[:, None] * sideways
+    elif kind == "crane":
+        eye[:, :2] += 2.0 * swing[:, None] * sideways
+        eye[:, 2] += 1.4 * (swing - swing.min())
     elif kind == "follow":
         smooth = _smoothed(followed)
         target[:, :2] += 0.75 * smooth
         eye[:, :2] += 0.45 * smooth
     return _look_at(np.round(eye, MICRONS), np.round(target, MICRONS))
+
+
+def _gait(times: np.ndarray, sideways: np.ndarray) -> np.ndarray:
+    """(T, 3) how a walker's hand sways: 2 cm up and down with each step, two steps a second, 3 cm from side to side."""
+    bob, sway = np.sin(4 * np.pi * times), np.sin(2 * np.pi * times)
+    return np.column_stack([0.03 * sway[:, None] * sideways, 0.02 * bob])
 
 
 def _smoothed(followed: np.ndarray) -> np.ndarray:

@@ -2,11 +2,12 @@
 
     <shard>/manifest.json                        the sealed, ordered list of what the shard holds
     <shard>/<sha256><suffix>                     a clip's bytes
-    <shard>/<sha256>.<role><suffix>              what belongs to it: truth, pose, calibration, intrinsics
+    <shard>/<sha256>.<role><suffix>              what belongs to it: truth, caption, pose, calibration, intrinsics
 
 Names come from outside and are only ever text: no path is built from one.
 """
 
+import csv
 import hashlib
 import json
 import os
@@ -29,7 +30,10 @@ VIDEO_SUFFIXES = frozenset(
 _CHUNK = 1 << 20
 _PARTIAL = ".ingest.partial"
 _INCOMING = "incoming"
-_TRUTH = ".truth.safetensors"
+# What travels with the video whose stem it shares.
+_SIDECARS = {"truth": ".truth.safetensors", "caption": ".caption.txt"}
+# Captions of all videos of a folder in one table, with the columns of Koala-36M.
+_CAPTIONS = "captions.csv"
 
 
 class ShardError(ValueError):
@@ -232,11 +236,12 @@ class _Filling:
 
 @dataclass(frozen=True)
 class _Group:
-    """Files that make one clip: fsspec paths. `reason` says why they can be none."""
+    """Files that make one clip: fsspec paths, and a caption from a table. `reason` says why they can be none."""
 
     kind: str
     primary: str
     companions: dict[str, str] = field(default_factory=dict)
+    caption: str = ""
     reason: str = ""
 
 
@@ -271,9 +276,10 @@ def _groups(files, folder: str) -> Iterator[_Group]:
     for group in (*_argoverse(files, folder, inside), *_kitti(files, inside)):
         claimed |= {group.primary, *group.companions.values()}
         yield group
+    captions = _captions(files, inside)
     for entry in _plain_files(inside):
         if entry["name"] not in claimed:
-            yield _single(files, entry, inside)
+            yield _single(files, entry, inside, captions)
     for name, entry in inside.items():
         if entry["type"] != "directory" or name.startswith("."):
             continue
@@ -283,23 +289,41 @@ def _groups(files, folder: str) -> Iterator[_Group]:
 
 
 def _plain_files(inside: dict[str, dict]) -> Iterator[dict]:
-    """Everything that is no folder, except the truth sidecars that travel with their video."""
+    """Everything that is no folder, except the sidecars that travel with their video."""
     videos = {PurePosixPath(name).stem for name in inside if _suffix(name) in VIDEO_SUFFIXES}
     for name, entry in inside.items():
-        owned = name.endswith(_TRUTH) and name.removesuffix(_TRUTH) in videos
+        owned = name == _CAPTIONS or any(
+            name.endswith(end) and name.removesuffix(end) in videos for end in _SIDECARS.values()
+        )
         if entry["type"] != "directory" and not owned:
             yield entry
 
 
-def _single(files, entry: dict, inside: dict[str, dict]) -> _Group:
-    """A file on its own, or a video with its truth sidecar."""
+def _captions(files, inside: dict[str, dict]) -> dict[str, str]:
+    """Caption of each video of a folder by its stem, from the folder's table of captions; empty where it has none."""
+    if _CAPTIONS not in inside:
+        return {}
+    path, stems = inside[_CAPTIONS]["name"], {PurePosixPath(name).stem for name in inside}
+    try:
+        with files.open(path, "rt", encoding="utf-8", errors="replace", newline="") as file:
+            rows = ((row.get("videoID"), row.get("caption")) for row in csv.DictReader(file))
+            return {stem: caption for stem, caption in rows if stem in stems and caption}
+    except csv.Error as error:
+        raise ShardError(f"{path}: {error}; mend or remove the table of captions") from None
+
+
+def _single(files, entry: dict, inside: dict[str, dict], captions: dict[str, str]) -> _Group:
+    """A file on its own, or a video with its sidecars."""
     if entry["type"] != "file" and not files.isfile(entry["name"]):
         if files.isdir(entry["name"]):
             return _Group("unusable", entry["name"], reason="A linked folder: ingest the folder it points to.")
         return _Group("unusable", entry["name"], reason="Not a regular file: a broken link, pipe or device.")
     name = entry["name"].rpartition("/")[2]
-    truth = inside.get(f"{PurePosixPath(name).stem}{_TRUTH}")
-    return _Group("video", entry["name"], {"truth": truth["name"]} if truth and _suffix(name) in VIDEO_SUFFIXES else {})
+    stem, companions = PurePosixPath(name).stem, {}
+    if _suffix(name) in VIDEO_SUFFIXES:
+        companions = {role: inside[stem + end]["name"] for role, end in _SIDECARS.items() if stem + end in inside}
+    caption = "" if "caption" in companions or _suffix(name) not in VIDEO_SUFFIXES else captions.get(stem, "")
+    return _Group("video", entry["name"], companions, caption)
 
 
 def _argoverse(files, folder: str, inside: dict[str, dict]) -> Iterator[_Group]:
@@ -347,9 +371,23 @@ def _fetch(files, group: _Group, root: str, folder: Path) -> RawClip:
                 "bytes": length,
                 "name": _relative(path, root),
             }
+        if group.caption:
+            companions["caption"] = _written(group.caption, folder / f"{_INCOMING}.caption")
     except _UnreadableError as error:
         return _unread(name, suffix, str(error))
     return RawClip(sha256, name, suffix, size, group.kind, companions)
+
+
+def _written(caption: str, target: Path) -> dict:
+    """Write a caption out of a table as a companion file of its own."""
+    content = caption.encode("utf-8", "replace")
+    target.write_bytes(content)
+    return {
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "suffix": ".txt",
+        "bytes": len(content),
+        "name": _CAPTIONS,
+    }
 
 
 def _copy(files, source: str, target: Path) -> tuple[str, int, bytes]:

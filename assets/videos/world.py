@@ -149,7 +149,7 @@ def write_truth(path: Path, scene: Scene, pictures: list[Picture], fps: int) -> 
         "classes": [thing.shape for thing in scene.things],
         "is_agent": [SHAPES[thing.shape].is_agent for thing in scene.things],
     }
-    facing = [_facing(thing.rotation, SHAPES[thing.shape].rolls) for thing in scene.things]
+    forward = [facing(thing.rotation, SHAPES[thing.shape].rolls) for thing in scene.things]
     tensors = {
         "timestamps": np.arange(len(pictures)) / fps,
         "intrinsics": scene.intrinsics.astype(np.float32),
@@ -157,12 +157,12 @@ def write_truth(path: Path, scene: Scene, pictures: list[Picture], fps: int) -> 
         "depth": np.stack([picture.depth for picture in pictures]).astype(np.float16),
         "instances": np.stack([picture.instances for picture in pictures]),
         "centers_world": np.stack([thing.centers() for thing in scene.things]).astype(np.float32),
-        "forward_world": np.stack(facing).astype(np.float32),
+        "forward_world": np.stack(forward).astype(np.float32),
     }
     save_file(tensors, str(path), {"record": json.dumps(record, sort_keys=True)})
 
 
-def _facing(rotation: np.ndarray, rolls: bool) -> np.ndarray:
+def facing(rotation: np.ndarray, rolls: bool) -> np.ndarray:
     """(T, 3) unit vectors: a thing's own x axis; for what rolls, the level direction it rolls in."""
     if not rolls:
         return rotation[:, :, 0]

@@ -81,8 +81,11 @@ def clips() -> pd.DataFrame:
         "frame_width": 320,
         "frame_height": 180,
         "has_truth": False,
+        "cuts": 0,
+        "phash": "0f" * 160,
     }
     log = {**dict.fromkeys(video), "shard": "shard-000000", "name": "log", "kind": "av2", "has_truth": True}
+    video, log = ({**row, "fit": True, "unfit": ""} for row in (video, log))
     return pd.DataFrame([{"clip": f"{0:064x}", **video}, {"clip": f"{1:064x}", **log}])
 
 
@@ -90,6 +93,7 @@ def clips() -> pd.DataFrame:
 def scenes() -> pd.DataFrame:
     scene = {"shard": "shard-000000", "name": "street.mp4", "kind": "video", "estimator": "classical"}
     usable = {"status": "3d", "reason": "", "objects": 3, "moving": 2, "agents": 1, "seconds": 30.0}
+    usable |= {"smallest_share": 0.02, "largest_share": 0.1, "mount_share": 0.0, "fit": True, "unfit": ""}
     refused = {
         "status": "refused",
         "reason": "no parallax",
@@ -97,5 +101,7 @@ def scenes() -> pd.DataFrame:
         "moving": 0,
         "agents": 0,
         "seconds": 5.0,
+        "fit": False,
+        "unfit": "moving",
     }
     return pd.DataFrame([{"clip": f"{0:064x}", **scene, **usable}, {"clip": f"{1:064x}", **scene, **refused}])

@@ -17,6 +17,12 @@ def test_each_crossing_is_named(questions, column, kind):
     assert str(find_leaks(questions)[0]).endswith("lies in bench and train")
 
 
+def test_two_clips_of_the_same_footage_must_lie_on_one_side(questions):
+    train, bench = (questions.loc[questions["split"] == split, "clip"].unique() for split in ("train", "bench"))
+    assert find_leaks(questions, {train[1]: train[0]}) == []
+    assert find_leaks(questions, {bench[0]: train[0]}) == [Leak("footage", train[0], ("bench", "train"))]
+
+
 def test_bench_questions_copied_from_train_are_counted(questions):
     train, bench = (questions[questions["split"] == split].copy() for split in ("train", "bench"))
     assert repeated_share(train, bench) == 0.0

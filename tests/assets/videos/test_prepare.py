@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from assets.videos import prepare, reader
 from assets.videos.contact_sheet import contact_sheet
+from assets.videos.duplicates import duplicates
 from assets.videos.prepare import CLIPS, QUARANTINE, count_cuts, prepare_shard
 from assets.videos.shards import ShardError, ingest, read_manifest
 from tests.assets.videos.conftest import QUICK, grey_frames, index_of, write_video
@@ -72,6 +73,9 @@ def test_rows_say_what_the_clip_is(prepared):
     good, evil, log = rows.loc["good.mp4"], rows.loc["<b>evil\n.mkv"], rows.loc["log/annotations.feather"]
     assert (good["reader"], good["codec"], good["frame_count"], good["sampled"]) == ("decord", "h264", 20, 8)
     assert (good["width"], good["frame_width"], good["has_truth"], good["damaged"]) == (64, 64, False, 0)
+    assert (good["fit"], good["unfit"], good["cuts"]) == (False, "seconds", 0) and len(good["phash"]) == 320
+    assert (log["fit"], log["unfit"], log["phash"]) == (True, "", None)
+    assert evil["unfit"] == "cuts" and evil["cuts"] > 0  # its brightness jumps from bin to bin
     assert evil["seconds"] == pytest.approx(1.1, abs=2e-3)
     assert log["kind"] == "av2" and pd.isna(log["width"]) and pd.isna(log["seconds"]) and log["reader"] is None
 
@@ -107,7 +111,10 @@ def test_what_is_there_is_not_read_again(raw, tmp_path, monkeypatch):
     prepare_shard(raw, out, SHARD, QUICK)
     assert read.count(good.path(raw).name) == 1 and contents(out) == before
 
-    prepare_shard(raw, out, SHARD, QUICK.model_copy(update={"timeout_s": 30.0}))
+    judging = {"timeout_s": 30.0, "min_seconds": 0.1, "max_seconds": 0.9, "max_cuts": 3, "duplicate_bits": 9}
+    prepare_shard(raw, out, SHARD, QUICK.model_copy(update=judging))
+    verdicts = pd.read_parquet(out / "clips.parquet").set_index("name")["unfit"]
+    assert verdicts.to_dict() == {"good.mp4": "", "<b>evil\n.mkv": "seconds", "log/annotations.feather": ""}
     assert read.count(good.path(raw).name) == 1
     prepare_shard(raw, out, SHARD, QUICK.model_copy(update={"frames": 4}))
     assert read.count(good.path(raw).name) == 2
@@ -132,6 +139,7 @@ def test_a_rendered_shard_goes_through(world_shard, tmp_path):
     prepare_shard(world_shard, tmp_path / "out", "shard-000003", QUICK.model_copy(update={"max_pixels": 10**6}))
     rows = pd.read_parquet(tmp_path / "out" / "clips.parquet")
     assert len(rows) == 6 and rows["has_truth"].all() and (rows["cuts"] == 0).all()
+    assert rows["fit"].all() and duplicates(rows["clip"], rows["phash"], QUICK.duplicate_bits) == {}
     assert (rows["frame_width"] == 96).all() and (rows["seconds"] == 2.75).all()
 
 
@@ -142,6 +150,22 @@ def test_cuts_stand_out_from_the_motion_of_the_camera():
     assert count_cuts(panned, 0.3) == 0
     shots = np.concatenate([panned, np.full_like(panned, 20), np.full_like(panned, 220)])
     assert count_cuts(shots, 0.3) == 2
+
+
+def test_damaged_videos_are_kept_or_refused_and_never_lost(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    whole = write_video(tmp_path / "whole.mp4", grey_frames(16), movflags="faststart").read_bytes()
+    for number in range(24):
+        mutant = bytearray(whole[: len(whole) - number % 4 * len(whole) // 9])
+        for place in rng.integers(0, len(mutant), 1 + number):
+            mutant[place] ^= 1 << int(rng.integers(8))
+        (tmp_path / "in" / f"{number:02d}.mp4").write_bytes(mutant)
+    ingest(str(tmp_path / "in"), tmp_path / "raw", set(), 0, 100)
+    prepare_shard(tmp_path / "raw" / SHARD, tmp_path / "out", SHARD, QUICK)
+    kept, refused = (pd.read_parquet(tmp_path / "out" / f"{name}.parquet") for name in ("clips", "quarantine"))
+    assert len(kept) > 2 and len(refused) > 2
+    assert sorted([*kept["name"], *refused["name"]]) == [f"{number:02d}.mp4" for number in range(24)]
 
 
 def test_contact_sheets_are_small():

@@ -178,6 +178,22 @@ def test_a_truth_sidecar_travels_with_its_video(tmp_path):
     assert clips["b.truth.safetensors"].kind == "unusable"
 
 
+def test_captions_travel_with_their_videos_from_files_and_from_a_table(tmp_path):
+    table = "videoID,caption\na,from the table\nb,a dog runs <b>\nstrange,nobody's\n"
+    files = {"a.mp4": MP4, "a.caption.txt": b"from the file", "b.mp4": MP4 + b"b", "c.mp4": MP4 + b"c"}
+    source = fill(tmp_path / "in", files | {"captions.csv": table.encode()})
+    (key,) = take(source, tmp_path / "raw")
+    folder = tmp_path / "raw" / key
+    clips = {clip.name: clip for clip in read_manifest(folder)}
+    said = {
+        name: clip.companion_path(folder, "caption").read_text()
+        for name, clip in clips.items()
+        if "caption" in clip.companions
+    }
+    assert said == {"a.mp4": "from the file", "b.mp4": "a dog runs <b>"} and clips.keys() == {"a.mp4", "b.mp4", "c.mp4"}
+    verify_shard(folder)
+
+
 def test_a_killed_run_leaves_sealed_shards_and_the_next_one_finishes(tmp_path):
     source = fill(tmp_path / "in", {f"{n}.mp4": MP4 + n.encode() for n in "abcde"})
     script = (
