@@ -7,6 +7,7 @@ step k is a pure function of (seed, k), so training that was killed goes on exac
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from models.batch import Prior, Tree, TreeBatch, pack
 from models.gsm import CELL_CHANNELS
 from models.parameters import TrainingParameters
-from models.pixels import FrameSizeError, Video, prepare_video
+from models.pixels import LARGEST_MARK, FrameSizeError, Marks, Video, prepare_video
 from models.prompt import Prompt, QuestionError
 from models.reading import open_share, reading_rows, stated_question
 
@@ -106,14 +107,14 @@ class ClipStore:
         return self.videos / shard / "frames" / f"{clip}.safetensors"
 
     def prior_path(self, shard: str, clip: str) -> Path:
-        """Where the clip's scene record with its prior features lies."""
+        """Where the clip's scene record with its marks and prior features lies."""
         return self.geometry / shard / f"{clip}.safetensors"
 
     def video(self, shard: str, clip: str, visible_until: float | None) -> Video:
-        """Patches of the frames up to `visible_until`; the first frame is always seen.
+        """Patches of the frames up to `visible_until`, with the clip's marks; the first frame is always seen.
 
         Raises:
-            ClipError: if the frames are missing or unusable.
+            ClipError: if the frames or the scene record are missing or unusable.
         """
         return self._once(("video", shard, clip, visible_until), self._read_video)
 
@@ -148,16 +149,46 @@ class ClipStore:
         frames, timestamps = arrays["frames"], arrays["timestamps"]
         seen = _visible(timestamps, visible_until)
         seen[:1] = True
+        marks = self._read_marks(shard, clip, timestamps, frames.shape[1:3])
         p = self.parameters
+        budget = p.max_frames, p.min_pixels, p.max_pixels
         try:
-            return prepare_video(frames[seen], timestamps[seen], p.max_frames, p.min_pixels, p.max_pixels)
+            return prepare_video(frames[seen], timestamps[seen], *budget, marks and marks.at(seen))
         except FrameSizeError as error:
             raise ClipError(f"clip {clip}: {path.name} of {shard} holds {error}") from error
+
+    def _read_marks(self, shard: str, clip: str, timestamps: np.ndarray, size: tuple[int, int]) -> Marks | None:
+        """What questions point at by number in a clip of (T,) `timestamps` and frames of (height, width) pixels."""
+        path = self.prior_path(shard, clip)
+        header = _header(path, clip)
+        try:
+            numbers = json.loads(header["record"])["marks"]
+            known = all(type(number) is int and 0 <= number <= LARGEST_MARK for number in numbers)
+        except (KeyError, TypeError, ValueError):
+            known = False
+        if not known:
+            raise ClipError(
+                f"clip {clip}: {path.name} of {shard} does not say which marks its video carries: "
+                "estimate its geometry again"
+            )
+        if not any(numbers):
+            return None
+        arrays = _read(path, clip, ("boxes", "timestamps"))
+        boxes, times = arrays["boxes"], arrays["timestamps"]
+        same = times.shape == timestamps.shape and np.allclose(times, timestamps, rtol=0, atol=SAME_MOMENT)
+        if not same or boxes.shape != (len(numbers), len(times), 4):
+            raise ClipError(
+                f"clip {clip}: {path.name} of {shard} has {len(numbers)} marks with boxes {boxes.shape} that do not "
+                f"fit its {len(timestamps)} frames: estimate its geometry again"
+            )
+        marked = np.flatnonzero(numbers)
+        height, width = size
+        return Marks(tuple(numbers[thing] for thing in marked), boxes[marked] / [width, height, width, height])
 
     def _read_prior(self, shard: str, clip: str, visible_until: float | None) -> Prior:
         path = self.prior_path(shard, clip)
         arrays = _read(path, clip, ("prior_features", "prior_times"))
-        features, times = arrays["prior_features"].astype(np.float32), arrays["prior_times"]
+        features, times = _as_float32(arrays["prior_features"]), arrays["prior_times"]
         if features.ndim != 4 or len(features) != len(times):
             raise ClipError(
                 f"clip {clip}: {path.name} of {shard} has prior_features {features.shape} and {len(times)} "
@@ -176,6 +207,13 @@ def _visible(times: np.ndarray, visible_until: float | None) -> np.ndarray:
     return times <= visible_until + SAME_MOMENT
 
 
+def _as_float32(features: np.ndarray) -> np.ndarray:
+    """Stored features as numbers: f16 as they are, u16 as the bits of bfloat16, which numpy lacks."""
+    if features.dtype == np.uint16:
+        return (features.astype(np.uint32) << 16).view(np.float32)
+    return features.astype(np.float32)
+
+
 def _in_median_distances(cells: np.ndarray) -> np.ndarray:
     """Geometric cells with coordinates and flow in units of the clip's median distance from the camera.
 
@@ -190,11 +228,19 @@ def _in_median_distances(cells: np.ndarray) -> np.ndarray:
 
 
 def _read(path: Path, clip: str, names: Sequence[str]) -> dict[str, np.ndarray]:
+    return _opened(path, clip, lambda file: {name: file.get_tensor(name) for name in names})
+
+
+def _header(path: Path, clip: str) -> dict[str, str]:
+    return _opened(path, clip, lambda file: file.metadata() or {})
+
+
+def _opened(path: Path, clip: str, read: Callable[[safetensors.safe_open], Any]) -> Any:
     if not path.is_file():
         raise ClipError(f"clip {clip}: {path} is missing: materialize its shard first")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in names}
+            return read(file)
     except (safetensors.SafetensorError, OSError) as error:
         raise ClipError(f"clip {clip}: {path} cannot be read ({error}): make it again") from error
 

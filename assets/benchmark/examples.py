@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from assets.benchmark.parameters import BenchmarkParameters
+from assets.geometry.marks import CAMERA, pointed
+from models.pixels import Marks, draw_marks
 
 LETTERS = ("A", "B", "C", "D")
 # Hues of the targets, told apart also without colour vision (Okabe and Ito, 2008).
@@ -117,8 +119,9 @@ def draw_example(
     file = f"{row['clip']}.safetensors"
     fields = ["timestamps", "world_from_camera", "boxes", "centers_world", "forward_world", "is_agent"]
     record = load(geometry / row["shard"] / file, fields)
-    named = [name for name in dict.fromkeys([*row["targets"], row["viewpoint_subject"]]) if name in record.names]
-    colours = {name: TARGET_COLOURS[i % len(TARGET_COLOURS)] for i, name in enumerate(named)}
+    named = dict.fromkeys([*row["targets"], row["viewpoint_subject"]])
+    things = [record.names.index(name) for name in named if name in record.names and name != CAMERA]
+    colours = {thing: TARGET_COLOURS[i % len(TARGET_COLOURS)] for i, thing in enumerate(things)}
     truth = LETTERS.index(row["answer"])
     return Example(
         qa_id=row["qa_id"],
@@ -130,7 +133,7 @@ def draw_example(
         start=row["interval_start"],
         end=row["interval_end"],
         hidden_after=row["visible_until"],
-        targets=list(colours.items()),
+        targets=[(_called(record, thing), colour) for thing, colour in colours.items()],
         options=[
             Option(letter, text, i == truth, i == int(np.argmax(model)), float(model[i]), float(blind[i]))
             for i, (letter, text) in enumerate(zip(LETTERS, row["options"], strict=True))
@@ -165,10 +168,15 @@ def shown_moments(
     return np.unique(inside[np.round(np.linspace(0, len(inside) - 1, count)).astype(int)])
 
 
+def _called(record: Any, thing: int) -> str:
+    """What questions call a thing of a clip that can be watched."""
+    return pointed(record.names[thing], record.marks[thing])
+
+
 def _pictures(
-    path: Path, record: Any, row: dict[str, Any], colours: dict[str, str], parameters: BenchmarkParameters
+    path: Path, record: Any, row: dict[str, Any], colours: dict[int, str], parameters: BenchmarkParameters
 ) -> list[Picture]:
-    """Frames of the interval with the boxes of what the question is about."""
+    """Frames of the interval as the model sees them, with the boxes of what the question is about."""
     from safetensors import safe_open
 
     with safe_open(str(path), framework="np") as file:
@@ -180,32 +188,38 @@ def _pictures(
         images = [frames[int(i) : int(i) + 1][0] for i in shown]
     return [
         Picture(
-            _framed(image, _boxes_at(record, float(timestamps[i]), colours), parameters),
-            round(float(timestamps[i]), 3),
+            _framed(image, *_seen_at(record, float(timestamps[i]), colours), parameters), round(float(timestamps[i]), 3)
         )
         for i, image in zip(shown, images, strict=True)
     ]
 
 
-def _boxes_at(record: Any, seconds: float, colours: dict[str, str]) -> list[tuple[str, str, np.ndarray]]:
-    """(name, colour, (4,) box as shares of the frame's width and height) of each target seen at a moment."""
+def _seen_at(record: Any, seconds: float, colours: dict[int, str]) -> tuple[Marks, list[tuple[str, str, np.ndarray]]]:
+    """Every mark of a moment, and (name, colour, (4,) box) of each target seen then; boxes as shares of the frame."""
     moment = int(np.argmin(np.abs(record.timestamps - seconds)))
     height, width = record.frame_size
-    boxes = []
-    for name, colour in colours.items():
-        box = record.boxes[record.names.index(name), moment]
-        if np.isfinite(box).all() and width and height:
-            boxes.append((name, colour, np.clip(box / [width, height, width, height], 0, 1)))
-    return boxes
+    if not width or not height:
+        return Marks((), np.empty((0, 1, 4))), []
+    boxes = np.clip(record.boxes[:, moment] / [width, height, width, height], 0, 1)
+    marked = np.flatnonzero(record.marks)
+    targets = [
+        (_called(record, thing), colour, boxes[thing])
+        for thing, colour in colours.items()
+        if np.isfinite(boxes[thing]).all()
+    ]
+    return Marks(tuple(record.marks[thing] for thing in marked), boxes[marked, None]), targets
 
 
-def _framed(image: np.ndarray, boxes: list[tuple[str, str, np.ndarray]], parameters: BenchmarkParameters) -> str:
-    """A (h, w, 3) frame as a small JPEG data URI with boxes and names drawn in."""
+def _framed(
+    image: np.ndarray, marks: Marks, boxes: list[tuple[str, str, np.ndarray]], parameters: BenchmarkParameters
+) -> str:
+    """A (h, w, 3) frame as a small JPEG data URI with marks, boxes and names drawn in."""
     from PIL import Image, ImageDraw, ImageFont
 
     height, width = image.shape[:2]
     size = (parameters.picture_width, max(1, round(height * parameters.picture_width / width)))
-    picture = Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)
+    resized = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+    picture = Image.fromarray(draw_marks(resized[None], marks)[0])
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(11)
     for name, colour, box in boxes:
         left, top, right, bottom = (box * [*size, *size]).tolist()

@@ -12,17 +12,24 @@ Time is merged by two frames and space is pooled to a coarse grid, like the visi
 | 13 | time of the slot's last frame / ``TIME_UNIT`` | 0.. |
 
 A slot knows nothing of later frames: flow is the backward difference of each object's centre.
+
+Where a reconstruction network ran, its tokens take the place of cells (``stacked``, ``pooled``). Tokens of the π³
+encoder know one frame each; those of its decoder know all frames, also those that a question hides.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from assets.geometry.frames_of_reference import transform
 from assets.geometry.grid import grid_size, sample_cells
 from assets.geometry.record import SceneRecord, decode_mask, rounded
+
+if TYPE_CHECKING:
+    import torch
 
 CHANNELS = 14
 MERGED_FRAMES = 2
@@ -54,7 +61,7 @@ def with_prior(record: SceneRecord, frames: np.ndarray, side: int) -> SceneRecor
     colour = _merged(_pooled(np.concatenate([colour, np.ones_like(colour[..., :1])], -1), height, width))
     cells = _pooled(np.ones_like(weight)[..., None], height, width)
     summed, cells = _merged(summed), _merged(cells)
-    times = record.timestamps[np.minimum(np.arange(1, len(frames) + 1, MERGED_FRAMES), len(frames) - 1)]
+    times = slot_times(record.timestamps)
     features = np.concatenate(
         [
             summed[..., :9] / np.maximum(summed[..., 9:], 1e-6),
@@ -65,6 +72,50 @@ def with_prior(record: SceneRecord, frames: np.ndarray, side: int) -> SceneRecor
         -1,
     )
     return rounded(replace(record, prior_features=features.round(4), prior_times=times))
+
+
+def stacked(tokens: torch.Tensor) -> np.ndarray:
+    """Tokens as the published model reads them: 2 frames x 2 x 2 neighbours side by side, zeros beyond the edge.
+
+    Args:
+        tokens: (T, h, w, C).
+
+    Returns:
+        (ceil(T/2), ceil(h/2), ceil(w/2), 8 C) bits of bfloat16 as u16; channels in the order frame, row, column, token
+        channel.
+    """
+    import torch
+
+    frames, rows, columns = tokens.shape[:3]
+    padded = torch.nn.functional.pad(tokens, (0, 0, 0, columns % 2, 0, rows % 2, 0, frames % 2))
+    blocks = padded.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).unflatten(0, (-1, 2))
+    return _bfloat16_bits(blocks.permute(0, 2, 4, 1, 3, 5, 6).flatten(3))
+
+
+def pooled(tokens: torch.Tensor, side: int) -> np.ndarray:
+    """Means of (T, h, w, C) tokens over 2 frames and the cells of a grid with longest side ``side``.
+
+    Returns:
+        (ceil(T/2), h', w', C) bits of bfloat16 as u16; an odd last frame stands alone.
+    """
+    import torch
+
+    grid = grid_size(*tokens.shape[1:3], side)
+    cells = torch.nn.functional.adaptive_avg_pool2d(tokens.float().permute(0, 3, 1, 2), grid)
+    cells = torch.cat([cells, cells[-1:]]) if len(cells) % 2 else cells
+    return _bfloat16_bits(cells.unflatten(0, (-1, 2)).mean(1).permute(0, 2, 3, 1))
+
+
+def _bfloat16_bits(values: torch.Tensor) -> np.ndarray:
+    import torch
+
+    return values.to(torch.bfloat16).contiguous().view(torch.uint16).cpu().numpy()
+
+
+def slot_times(timestamps: np.ndarray) -> np.ndarray:
+    """(ceil(T / 2),) time of the last frame of each slot, from the (T,) times of the frames."""
+    last = np.arange(1, len(timestamps) + 1, MERGED_FRAMES)
+    return timestamps[np.minimum(last, len(timestamps) - 1)]
 
 
 def scene_flow(record: SceneRecord, size: tuple[int, int]) -> np.ndarray:

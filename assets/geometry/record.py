@@ -1,8 +1,8 @@
 """The scene record: what every estimator yields and every question is derived from, one file per clip.
 
 A record is a safetensors file: tensors are read lazily from a memory map, everything that is not a tensor (names,
-classes, provenance, a digest of the tensors) is JSON under the single metadata key ``record``. Floats are rounded
-before they are stored (``DECIMALS``), so that last-bit differences between processors do not change the bytes.
+classes, marks, provenance, a digest of the tensors) is JSON under the single metadata key ``record``. Floats are
+rounded before they are stored (``DECIMALS``), so that last-bit differences between processors do not change the bytes.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from typing import Any
 
 import numpy as np
 
-FORMAT = 1
+from assets.geometry.marks import marks_of
+
+FORMAT = 2
 STATUSES = ("3d", "2d", "refused")
 
-# Decimals kept per field; float16 fields (points, confidence, prior_features) are rounded by their type.
+# Decimals kept per field; points, confidence and prior_features are rounded by their type.
 DECIMALS = {
     "timestamps": 6,
     "intrinsics": 3,
@@ -47,7 +49,19 @@ DTYPES = {
     "prior_features": np.float16,
     "prior_times": np.float64,
 }
-TEXT_FIELDS = ("names", "classes", "provenance")
+TEXT_FIELDS = ("names", "classes", "marks", "provenance")
+# Where the frames of a field are; the prior's slots are merged frames and are not cut.
+FRAME_AXIS = {
+    "timestamps": 0,
+    "intrinsics": 0,
+    "world_from_camera": 0,
+    "points": 0,
+    "confidence": 0,
+    "boxes": 1,
+    "centers_world": 1,
+    "forward_world": 1,
+    "forward_confidence": 1,
+}
 
 Mask = dict[str, Any]
 
@@ -80,10 +94,13 @@ class SceneRecord:
         centers_world: (N, T, 3) f32; NaN where not seen.
         forward_world: (N, T, 3) f32 unit vectors; NaN where unknown.
         forward_confidence: (N, T) f32, 0..1.
-        prior_features: (T', h', w', C) f16, what the geometry network reads.
+        prior_features: (T', h', w', C), what the geometry network reads: geometric cells as f16, or tokens of a
+            reconstruction network as bfloat16, which numpy lacks: u16 that hold the bits of one each.
         prior_times: (T',) f64, time of each slot's last frame in seconds, so that a reader can hide later slots.
         provenance: estimator, version, parameters, status ("3d", "2d" or "refused"), reason, error_model, metric,
             frame_size [H, W], up_world, and what else the estimator has to say.
+        marks: N whole numbers that are drawn on the clip's video beside what its name does not point at, 0 for none;
+            they follow from names and boxes (see ``marks_of``).
     """
 
     timestamps: np.ndarray | None
@@ -103,6 +120,7 @@ class SceneRecord:
     prior_features: np.ndarray | None
     prior_times: np.ndarray | None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    marks: list[int] = field(default_factory=list)
 
     @property
     def status(self) -> str:
@@ -154,12 +172,15 @@ def unknown(
 
 
 def rounded(record: SceneRecord) -> SceneRecord:
-    """The record as it is stored: every tensor in its type, rounded to ``DECIMALS``, with one NaN and no -0."""
-    return replace(record, **{name: _rounded(name, getattr(record, name)) for name in TENSOR_FIELDS})
+    """The record as it is stored: every tensor in its type, rounded to ``DECIMALS``, one NaN, no -0; its marks."""
+    stored = replace(record, **{name: _rounded(name, getattr(record, name)) for name in TENSOR_FIELDS})
+    return replace(stored, marks=marks_of(stored.names, stored.boxes))
 
 
 def _rounded(name: str, values: np.ndarray) -> np.ndarray:
     array = np.asarray(values)
+    if name == "prior_features" and array.dtype == np.uint16:
+        return np.ascontiguousarray(array)
     if array.dtype.kind == "f":
         array = array.astype(np.float64)
         array = np.round(array, DECIMALS[name]) if name in DECIMALS else array
@@ -248,15 +269,20 @@ def save(record: SceneRecord, path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def load(path: Path, fields: Iterable[str] | None = None) -> SceneRecord:
-    """Read a record, or only some of its fields; text (names, classes, provenance) always comes along.
+def load(path: Path, fields: Iterable[str] | None = None, frames: slice | None = None) -> SceneRecord:
+    """Read a record, or only some of its fields and frames; its text (``TEXT_FIELDS``) always comes along.
+
+    Nothing else of the file is read, so bytes that were altered behind its header go unnoticed: see ``verify``.
 
     Args:
         path: the record's file.
         fields: names of the tensor fields (and "masks") to read; None for all. The others are None in the result.
+        frames: neighbouring sampled frames to read, as a slice without a step; None for all. ``prior_features`` and
+            ``prior_times`` come whole.
 
     Raises:
         RecordError: the file is missing, damaged or of another format, or a field does not exist.
+        ValueError: the slice has a step.
     """
     wanted = set(FIELDS if fields is None else fields)
     if wanted - set(FIELDS):
@@ -267,8 +293,10 @@ def load(path: Path, fields: Iterable[str] | None = None) -> SceneRecord:
         missing = {*TENSOR_FIELDS, "masks.counts", "masks.offsets", "masks.size"} - names
         if missing:
             raise RecordError(f"{path}: damaged, lacks {sorted(missing)}; delete it and estimate the clip again")
-        tensors = {name: file.get_tensor(name) if name in wanted else None for name in TENSOR_FIELDS}
+        span = _span(file, frames)
+        tensors = {name: _read(file, name, span) if name in wanted else None for name in TENSOR_FIELDS}
         masks = _unpacked(file, len(text["names"])) if "masks" in wanted else None
+        masks = masks and [row[span] for row in masks]
     return SceneRecord(**tensors, masks=masks, **{name: text[name] for name in TEXT_FIELDS})
 
 
@@ -293,6 +321,25 @@ def _opened(path: Path):
         raise RecordError(
             f"{path}: not a scene record ({error}); delete it and estimate the clip again".replace("\n", " ")
         ) from error
+
+
+def _span(file, frames: slice | None) -> slice:
+    """The frames asked for, from the first to behind the last, whole numbers within the clip."""
+    start, stop, step = (frames or slice(None)).indices(file.get_slice("timestamps").get_shape()[0])
+    if step != 1:
+        raise ValueError(f"frames {frames}: a slice without a step is needed, take every {step}th of what it gives")
+    return slice(start, max(start, stop))
+
+
+def _read(file, name: str, span: slice) -> np.ndarray:
+    """One tensor, of the frames asked for where it has frames."""
+    axis = FRAME_AXIS.get(name)
+    if axis is None:
+        return file.get_tensor(name)
+    stored, index = file.get_slice(name), (*[slice(None)] * axis, span)
+    # safetensors cuts nothing out of an empty tensor, and no empty piece out of any.
+    empty = 0 in stored.get_shape() or span.start == span.stop
+    return file.get_tensor(name)[index] if empty else stored[index]
 
 
 def _text(file, path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from assets.link import SHARDS, WORKSPACE, check_results, frame_table, seal, tab
 from assets.progress import console_progress
 from assets.questions.parameters import QuestionParameters
 from assets.videos.asset import videos
+from assets.videos.parameters import VideoParameters
 from assets.videos.split import SplitParameters
 
 OWNERS = ["team:questions"]
@@ -62,7 +63,7 @@ def candidates(
 
 
 @dg.asset(
-    deps=[candidates],
+    deps=[videos, candidates],
     group_name="link_3_questions",
     owners=OWNERS,
     kinds={"parquet"},
@@ -80,18 +81,22 @@ def questions(
     workspace: WORKSPACE,
     question_parameters: dg.ResourceParam[QuestionParameters],
     split_parameters: dg.ResourceParam[SplitParameters],
+    video_parameters: dg.ResourceParam[VideoParameters],
 ) -> dg.MaterializeResult:
     """Finished rows: quads of four questions that share four options, each true for exactly one of them."""
     from assets.questions.build import build_questions
+    from assets.videos.duplicates import copies_in_pool
     from validations.suites import Limits, validate
 
     out = workspace.questions
     shards = workspace.shards()
+    copies = copies_in_pool([workspace.videos(shard) for shard in shards], video_parameters.duplicate_bits)
     build_questions(
         [workspace.candidates(shard) for shard in shards],
         out,
         question_parameters,
         split_parameters,
+        copies,
         console_progress("questions"),
     )
     _write_manifest(workspace, shards)
@@ -102,6 +107,7 @@ def questions(
         {
             "dagster/row_count": len(rows),
             "clips": int(rows["clip"].nunique()),
+            "copied_clips": len(copies),
             "by_type": table(pd.crosstab(rows["type"], rows["split"]).reset_index().to_dict("records")),
             "yield": table(pd.read_parquet(out / "yield.parquet").to_dict("records")),
             "sample": frame_table(

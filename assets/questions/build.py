@@ -1,26 +1,29 @@
 """From the candidates of all shards to finished questions: quads, letters, balance, yield."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow.parquet as pq
 
-from assets.questions.options import Quad, Reader, letter_of, match_quads
+from assets.questions.blind_reader import read
+from assets.questions.options import Quad, letter_of, match_quads, stratum
 from assets.questions.parameters import QuestionParameters
 from assets.questions.row import QUESTIONS, TYPES, YIELD, content_seed, write_table
 from assets.questions.wording import answer_text
 from assets.videos.split import SplitParameters, split_of
 
 SPLITS = ("train", "val", "bench")
+# The largest split is read in this many parts, each by a reader that learned from everything else.
+TRAIN_FOLDS = 2
 
 
 def finish(
     candidates: list[dict],
     parameters: QuestionParameters,
     split: Callable[[str], str],
-    reader: Reader | None = None,
     progress: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> tuple[list[dict], Counter]:
     """Turn candidates into questions.
@@ -29,27 +32,34 @@ def finish(
         candidates: rows of candidates tables, in any order.
         parameters: matching and balance.
         split: the split of a clip; quads never cross it.
-        reader: see ``options.match_quads``.
-        progress: called after every split.
+        progress: called after every step.
 
     Returns:
         Question rows sorted by split, clip, type and identity; and counts of (split, type, outcome).
     """
-    pools = defaultdict(list)
-    for row in {row["qa_id"]: row for row in candidates}.values():
-        pools[split(row["clip"])].append(row)
+    rows = [row for _, row in sorted({row["qa_id"]: row for row in candidates}.items())]
+    groups = [_group(row["clip"], split) for row in rows]
+    reading = read(rows, groups, [stratum(row) for row in rows], parameters.reader_epochs)
+    progress(1, 3, "read without the videos")
+    quads = match_quads(rows, parameters, reading, groups)
+    progress(2, 3, "options matched")
     finished: list[dict] = []
-    outcome: Counter = Counter()
-    for done, (name, rows) in enumerate(sorted(pools.items()), start=1):
-        quads = match_quads(rows, parameters, reader)
-        kept = _balanced(quads, rows, parameters)
+    outcome: Counter = Counter((split(row["clip"]), row["type"], "candidates") for row in rows)
+    for name in SPLITS:
+        own = [quad for quad in quads if split(rows[quad.members[0]]["clip"]) == name]
+        kept = _balanced(own, rows, parameters)
         finished += [_finished(quad, member, rows, name) for quad in kept for member in quad.members]
-        outcome.update((name, row["type"], "candidates") for row in rows)
-        outcome.update((name, rows[quad.members[0]]["type"], "quads") for quad in quads)
+        outcome.update((name, rows[quad.members[0]]["type"], "quads") for quad in own)
         outcome.update((name, rows[quad.members[0]]["type"], "kept_quads") for quad in kept)
-        progress(done, len(pools), f"options matched in {name}")
     finished.sort(key=lambda row: (row["split"], row["clip"], row["type"], row["qa_id"]))
+    progress(3, 3, "balanced")
     return finished, outcome
+
+
+def _group(clip: str, split: Callable[[str], str]) -> str:
+    """Whose questions are read together by a reader that has seen none of them: a split, or a part of the largest."""
+    side = split(clip)
+    return f"{side} {content_seed('fold', clip) % TRAIN_FOLDS}" if side == "train" else side
 
 
 def _balanced(quads: list[Quad], rows: list[dict], parameters: QuestionParameters) -> list[Quad]:
@@ -103,6 +113,7 @@ def build_questions(
     out: Path,
     parameters: QuestionParameters,
     split_parameters: SplitParameters,
+    copies: Mapping[str, str] = MappingProxyType({}),
     progress: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> dict[str, int]:
     """Write questions.parquet and yield.parquet from the candidates of all shards.
@@ -112,6 +123,7 @@ def build_questions(
         out: folder to write to.
         parameters: matching and balance.
         split_parameters: which clips go to which split.
+        copies: clips that show the same as another clip of the pool; nothing is asked about them.
         progress: called after every split.
 
     Returns:
@@ -124,7 +136,11 @@ def build_questions(
     candidates: list[dict] = []
     dropped: Counter = Counter()
     for shard in candidate_shards:
-        candidates += pq.read_table(shard / "candidates.parquet").to_pylist()
+        found = pq.read_table(shard / "candidates.parquet").to_pylist()
+        candidates += [row for row in found if row["clip"] not in copies]
+        for row in found:
+            if row["clip"] in copies:
+                dropped[split(row["clip"]), row["type"], "copied"] += 1
         for row in pq.read_table(shard / "dropped.parquet").to_pylist():
             dropped[split(row["clip"]), row["type"], row["reason"]] += row["count"]
     questions, outcome = finish(candidates, parameters, split, progress=progress)
@@ -138,7 +154,7 @@ def _yield(outcome: Counter, dropped: Counter) -> list[dict]:
     rows = []
     for split in SPLITS:
         for kind in TYPES:
-            lost = {reason: dropped[split, kind, reason] for reason in ("unstable", "too_long", "duplicate")}
+            lost = {reason: dropped[split, kind, reason] for reason in ("unstable", "too_long", "duplicate", "copied")}
             stable = outcome[split, kind, "candidates"]
             if not stable and not any(lost.values()):
                 continue

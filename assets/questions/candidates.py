@@ -8,11 +8,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from assets.geometry.frames_of_reference import LEVEL_UP, viewer_from_world
 from assets.geometry.record import SceneRecord, load
 from assets.processes import processes
 from assets.questions.parameters import QuestionParameters
+from assets.questions.pointing import Pointing
 from assets.questions.row import (
     CANDIDATES,
     DROPPED,
@@ -42,12 +44,15 @@ RECORD_FIELDS = (
     "timestamps",
     "world_from_camera",
     "is_agent",
+    "boxes",
     "centers_world",
     "forward_world",
     "forward_confidence",
 )
 # How often the number of kept candidates is looked at for stability at most.
 ATTEMPTS = 3
+# The longest described step of an interval takes at most so many times the shortest.
+EVEN = 1.25
 TWO_TARGETS = frozenset({"dis", "dir", "spd_comp"})
 # What stays true where the camera's own motion is unknown: what is compared within one instant or seen from something
 # that moves along. Speeds and headings against a frozen frame would need the camera's path.
@@ -56,7 +61,19 @@ WITHOUT_POSES = frozenset(kind for kind in TYPES if kind.startswith("rel_") or k
 
 @dataclass(frozen=True)
 class Clip:
-    """What the rows of one clip have in common; ``names``, ``roles`` and ``classes`` end with the camera's."""
+    """What the rows of one clip have in common; what is told of each thing ends with the camera.
+
+    Attributes:
+        clip: the clip's SHA-256.
+        shard: the shard's key.
+        has_video: whether the clip has frames to look at.
+        estimator: who measured it.
+        names: what the rows call each thing.
+        roles: "agent", "object" or "camera".
+        classes: what each thing is.
+        pointing: how the text of a question points at each.
+        scale: the scene's own unit of length.
+    """
 
     clip: str
     shard: str
@@ -65,6 +82,7 @@ class Clip:
     names: list[str]
     roles: list[str]
     classes: list[str]
+    pointing: Pointing
     scale: float
 
 
@@ -161,7 +179,22 @@ def _intervals(times: np.ndarray, family: str, parameters: QuestionParameters) -
     # The change of a speed takes two described steps.
     least = max(parameters.min_steps, 2 * parameters.stride)
     allowed = (end - start >= least) & ((end - start) % parameters.stride == 0)
-    return np.stack([start, end], axis=1)[allowed]
+    intervals = np.stack([start, end], axis=1)[allowed]
+    return intervals[_even(times, intervals, parameters.stride)]
+
+
+def _even(times: np.ndarray, intervals: np.ndarray, stride: int) -> np.ndarray:
+    """Whether all described steps of an interval take about equally long, (I,).
+
+    More changes in a longer step: where steps differ, the times in the question would tell part of the answer.
+    """
+    steps = np.arange((intervals[:, 1] - intervals[:, 0]).max(initial=0) // stride)
+    begin = intervals[:, :1] + stride * steps
+    inside = begin < intervals[:, 1:]
+    last = len(times) - 1
+    seconds = times[np.minimum(begin + stride, last)] - times[np.minimum(begin, last)]
+    shortest = np.where(inside, seconds, np.inf).min(1, initial=np.inf)
+    return np.where(inside, seconds, 0.0).max(1, initial=0.0) <= EVEN * shortest
 
 
 def _sample(total: int, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -242,6 +275,7 @@ def derive(record: SceneRecord, clip: str, shard: str, has_video: bool, paramete
         names=[*clean_names(record.names, parameters.name_length), CAMERA],
         roles=["agent" if agent else "object" for agent in record.is_agent] + [CAMERA],
         classes=[*record.classes, CAMERA],
+        pointing=Pointing.of(record, has_video, parameters.pointing, parameters.name_length),
         scale=scale_of(scene),
     )
     if about.scale == 0.0:
@@ -333,7 +367,7 @@ def _rows(
         for other in thresholds.tolerated(parameters.tolerance_ratio, parameters.tolerance_degrees)
     ]
     stability = shares(drawn, said)
-    also_true = np.concatenate([drawn, np.stack(moved)])
+    also_true = _distinct(np.concatenate([drawn, np.stack(moved)]))
     merged = merge(labels)
     stable = np.flatnonzero(stability >= parameters.min_stability)
     rows = []
@@ -345,9 +379,16 @@ def _rows(
         )
         row["stability"] = round(float(stability[index]), 4)
         row["meaning"] = key(said[index])
-        row["tolerated"] = sorted({key(sequence) for sequence in also_true[:, index]} - {row["meaning"]})
+        row["tolerated"] = sorted({key(sequence) for sequence in also_true(index)} - {row["meaning"]})
         rows.append(row)
     return rows, len(candidates) - len(stable)
+
+
+def _distinct(sequences: np.ndarray) -> Callable[[int], list[np.ndarray]]:
+    """The different ones among the sequences (K, n, L) int8 of each candidate; most draws of noise say the same."""
+    length = sequences.shape[-1]
+    packed = np.ascontiguousarray(np.moveaxis(sequences, 1, 0)).view(f"V{length}")[..., 0]
+    return lambda index: [np.frombuffer(text, np.int8) for text in set(packed[index].tolist())]
 
 
 def _unique(frames: np.ndarray) -> np.ndarray:
@@ -361,8 +402,13 @@ def _asked(kind: str, candidates: Candidates, index: int, times: np.ndarray, abo
     moment = None if chosen["moment"] == NONE else round(float(times[chosen["moment"]]), 6)
     start, end = (round(float(times[chosen[name]]), 6) for name in ("start", "end"))
     names = [about.names[entity] for entity in targets]
-    latter = names[1] if len(names) == 2 else None
-    text = question_text(kind[4:], about.names[chosen["viewpoint"]], moment, names[0], latter, start, end)
+    # A prediction hides what comes after its start, so what it starts from is the last that is seen.
+    when = "final" if kind.endswith("dir_pred") else "initial"
+    former, latter = [*(about.pointing.said(entity, chosen["start"], when) for entity in targets), None][:2]
+    viewed = (chosen["start"], when) if moment is None else (chosen["moment"], "")
+    text = question_text(
+        kind[4:], about.pointing.said(chosen["viewpoint"], *viewed), moment, former, latter, start, end
+    )
     return {
         "qa_id": content_id(about.clip, kind, text, GENERATOR_VERSION),
         "clip": about.clip,
@@ -428,7 +474,8 @@ def derive_shard(
     """Write candidates.parquet and dropped.parquet of one shard.
 
     Args:
-        geometry_shard: folder of scene records ``<clip>.safetensors``.
+        geometry_shard: folder of scene records ``<clip>.safetensors`` and of scenes.parquet, which says which of them
+            are fit to be asked about.
         videos_shard: folder whose ``frames/`` tells which clips can be watched.
         out: folder to write to.
         shard: the shard's key.
@@ -442,7 +489,8 @@ def derive_shard(
     Raises:
         RecordError: a record is damaged.
     """
-    paths = sorted(geometry_shard.glob("*.safetensors"))
+    scenes = pq.read_table(geometry_shard / "scenes.parquet", columns=["clip", "fit"]).to_pylist()
+    paths = [geometry_shard / f"{scene['clip']}.safetensors" for scene in scenes if scene["fit"]]
     work = partial(derive_file, shard=shard, frames=videos_shard / "frames", parameters=parameters)
     rows: list[dict] = []
     dropped: list[dict] = []

@@ -2,24 +2,27 @@
 
 Each option of a quad is the true answer of exactly one of its questions, so a reader of the options alone is right
 once in four whatever it prefers. What is left is the link from a question's words to its answer; partners are chosen
-to read alike (same type, viewpoint, roles, about the same interval), so that the words fit every option equally well.
-A question that finds no quad is dropped: any other rule would break the exchange of options within a quad.
+to read alike (same type, viewpoint, roles, about the same interval), and so that a reader that learned from other
+scenes (``blind_reader``) finds every option equally fitting for all four. A question that finds no quad is dropped: any
+other rule would break the exchange of options within a quad.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import combinations
 
 import numpy as np
 
+from assets.questions.blind_reader import Reading
 from assets.questions.parameters import QuestionParameters
 from assets.questions.row import LETTERS, content_id, content_seed
 
-# A reader maps questions to rows of numbers; questions that it sees alike are better partners.
-Reader = Callable[[Sequence[dict]], np.ndarray]
-
 BLOCK = 2048
-_LENGTH, _START, _MOMENT, _ROLE, _CLASS, _SAME_CLIP, _EDIT, _READER = 4.0, 1.0, 0.5, 2.0, 0.5, 0.5, 1.0, 1.0
+_LENGTH, _START, _MOMENT, _ROLE, _CLASS, _SAME_CLIP, _EDIT = 4.0, 1.0, 0.5, 2.0, 0.5, 0.5, 1.0
+# What a unit of these costs weighs against what the reader finds, where both decide on a quad.
+_LIKENESS = 0.02
 
 
 @dataclass(frozen=True)
@@ -50,27 +53,33 @@ def stratum(row: dict) -> tuple:
     return row["has_video"], row["type"], row["viewpoint_role"] == "camera", special, number, first
 
 
-def match_quads(rows: Sequence[dict], parameters: QuestionParameters, reader: Reader | None = None) -> list[Quad]:
-    """Match the questions of one split into quads.
+def match_quads(
+    rows: Sequence[dict],
+    parameters: QuestionParameters,
+    reading: Reading | None = None,
+    groups: Sequence[Hashable] | None = None,
+) -> list[Quad]:
+    """Match questions into quads.
 
     Args:
-        rows: candidate rows, all of one split, in any order.
-        parameters: shortlist and interval slack.
-        reader: extra features of questions that partners should agree in, scaled so that 1 is a large difference.
+        rows: candidate rows, in any order.
+        parameters: shortlist, interval slack, and what the reader may still find.
+        reading: what the blind reader makes of the rows; None where there is no reader.
+        groups: of each row; a quad stays within a group. None: all are one group.
 
     Returns:
         Quads in the order of their identities; every row is in at most one.
     """
+    reading = Reading.nothing(len(rows)) if reading is None else reading
     strata = defaultdict(list)
     for index in sorted(range(len(rows)), key=lambda index: rows[index]["qa_id"]):
-        strata[stratum(rows[index])].append(index)
+        strata[groups and groups[index], stratum(rows[index])].append(index)
     quads = []
     for indices in strata.values():
         # Identities are hashes, so blocks of a large stratum are a fair deal and keep the cost linear in its size.
-        for first in range(0, len(indices), BLOCK):
-            block = indices[first : first + BLOCK]
-            matched = _match_block([rows[index] for index in block], parameters, reader)
-            quads += [_quad([block[member] for member in members], rows) for members in matched]
+        for block in np.array_split(np.array(indices), -(-len(indices) // BLOCK)):
+            matched = _match_block([rows[index] for index in block], parameters, reading.take(block))
+            quads += [_quad([int(block[member]) for member in members], rows) for members in matched]
     return sorted(quads, key=lambda quad: quad.quad)
 
 
@@ -87,11 +96,11 @@ def letter_of(quad: Quad, member: int) -> str:
     return LETTERS[quad.order.index(member)]
 
 
-def _match_block(rows: list[dict], parameters: QuestionParameters, reader: Reader | None) -> list[tuple[int, ...]]:
+def _match_block(rows: list[dict], parameters: QuestionParameters, reading: Reading) -> list[tuple[int, ...]]:
     """Greedy quads among rows of one stratum, each seeded from the commonest answer left."""
     if len({row["meaning"] for row in rows}) < 4:
         return []
-    cost = _Cost(rows, reader)
+    cost = _Cost(rows)
     left = np.ones(len(rows), bool)
     waiting = defaultdict(list)
     for index in range(len(rows) - 1, -1, -1):
@@ -103,7 +112,7 @@ def _match_block(rows: list[dict], parameters: QuestionParameters, reader: Reade
         seed = waiting[answer].pop()
         if not left[seed]:
             continue
-        members = _partners(seed, rows, cost, left, parameters)
+        members = _partners(seed, rows, cost, reading, left, parameters)
         for member in members or (seed,):
             left[member] = False
             said = rows[member]["meaning"]
@@ -118,29 +127,60 @@ def _match_block(rows: list[dict], parameters: QuestionParameters, reader: Reade
 
 
 def _partners(
-    seed: int, rows: list[dict], cost: "_Cost", left: np.ndarray, parameters: QuestionParameters
+    seed: int,
+    rows: list[dict],
+    cost: "_Cost",
+    reading: Reading,
+    left: np.ndarray,
+    parameters: QuestionParameters,
 ) -> tuple[int, ...] | None:
     """Choose three partners that read like the seed and like each other and whose answers are four; None if none do."""
+    slack = np.log1p(parameters.interval_slack)
     apart, close = cost.of(seed)
-    open_to = left & (cost.answers != cost.answers[seed]) & (close <= np.log1p(parameters.interval_slack))
-    nearby = np.flatnonzero(open_to)
+    nearby = np.flatnonzero(left & (cost.answers != cost.answers[seed]) & (close <= slack))
     # A stable sort, so that ties are broken by identity; twice the shortlist is looked at for the dearer edit distance.
     nearby = nearby[np.argsort(apart[nearby], kind="stable")][: 2 * parameters.shortlist]
+    nearby = nearby[[compatible(rows[other], rows[seed]) for other in nearby]]
     total = apart[nearby] + cost.edits(seed, nearby)
     order = np.argsort(total, kind="stable")[: parameters.shortlist]
-    nearby, total = nearby[order], total[order]
-    members = [seed]
-    while len(members) < 4:
-        fits = np.array([all(compatible(rows[other], rows[member]) for member in members) for other in nearby], bool)
-        nearby, total = nearby[fits], total[fits]
-        if not len(nearby):
-            return None
-        chosen = int(nearby[np.argmin(total)])
-        members.append(chosen)
-        apart, close = cost.of(chosen)
-        near = (close[nearby] <= np.log1p(parameters.interval_slack)) & (nearby != chosen)
-        nearby, total = nearby[near], total[near] + apart[nearby[near]]
-    return tuple(members)
+    pool, total = np.concatenate([[seed], nearby[order]]).astype(int), total[order]
+    if len(pool) < 4:
+        return None
+    fits = np.array([[compatible(rows[one], rows[other]) for other in pool] for one in pool])
+    fits &= np.abs(cost.length[pool, None] - cost.length[pool]) <= slack
+    quads = _quads_of_first(len(pool))
+    quads = quads[fits[quads[:, :, None], quads[:, None, :]].reshape(-1, 16).sum(1) == 12]
+    if not len(quads):
+        return None
+    disagreement, bias = told_apart(reading.asked[pool] @ reading.answered[pool].T, quads)
+    score = disagreement + bias + _LIKENESS * total[quads[:, 1:] - 1].sum(1)
+    best = int(np.argmin(np.where(disagreement <= parameters.reader_gap, score, np.inf)))
+    return tuple(pool[quads[best]].tolist()) if disagreement[best] <= parameters.reader_gap else None
+
+
+@lru_cache(maxsize=64)
+def _quads_of_first(count: int) -> np.ndarray:
+    """(Q, 4) every choice of 0 and three others of 1 .. count - 1."""
+    others = np.array(list(combinations(range(1, count), 3)), int).reshape(-1, 3)
+    return np.concatenate([np.zeros((len(others), 1), int), others], axis=1)
+
+
+def told_apart(products: np.ndarray, quads: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What a reader makes of quads.
+
+    Args:
+        products: (n, n) how well answer j fits question i, as logarithms up to a constant of the question.
+        quads: (Q, 4) questions that would share their answers.
+
+    Returns:
+        disagreement: (Q,) mean total variation between what it believes of each question and of the four on average.
+        bias: (Q,) how far its chance of being right is from one in four.
+    """
+    belief = products[quads[:, :, None], quads[:, None, :]].astype(float)
+    belief = np.exp(belief - belief.max(-1, keepdims=True))
+    belief /= belief.sum(-1, keepdims=True)
+    disagreement = np.abs(belief - belief.mean(1, keepdims=True)).sum(-1).mean(1) / 2
+    return disagreement, np.abs(np.einsum("qii->q", belief) / 4 - 0.25)
 
 
 def compatible(one: dict, other: dict) -> bool:
@@ -155,7 +195,7 @@ def compatible(one: dict, other: dict) -> bool:
 class _Cost:
     """How differently two questions of one stratum read, and how far apart their answers are."""
 
-    def __init__(self, rows: list[dict], reader: Reader | None):
+    def __init__(self, rows: list[dict]):
         length = np.array([row["interval_end"] - row["interval_start"] for row in rows])
         self.length = np.log(np.maximum(length, 1e-6))
         self.start = np.array([row["interval_start"] for row in rows])
@@ -165,7 +205,6 @@ class _Cost:
         self.classes = _codes([tuple(row["target_classes"]) for row in rows])
         self.clips = _codes([(row["clip"],) for row in rows])[:, 0]
         self.answers = _codes([(row["meaning"],) for row in rows])[:, 0]
-        self.reader = np.zeros((len(rows), 0)) if reader is None else np.asarray(reader(rows), float)
         sequences = [[int(state) for state in row["meaning"].split(".")] for row in rows]
         self.lengths = np.array([len(sequence) for sequence in sequences])
         self.sequences = np.full((len(rows), self.lengths.max()), -1)
@@ -182,7 +221,6 @@ class _Cost:
             + _ROLE * (self.roles != self.roles[index]).sum(axis=1)
             + _CLASS * (self.classes != self.classes[index]).sum(axis=1)
             + _SAME_CLIP * (self.clips == self.clips[index])
-            + _READER * np.linalg.norm(self.reader - self.reader[index], axis=1)
         )
         return apart, close
 

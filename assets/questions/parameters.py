@@ -1,5 +1,7 @@
 """What a user may tune about questions."""
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -71,8 +73,18 @@ class QuestionParameters(BaseModel):
         ge=0,
         description="Questions share options only if their intervals' lengths differ by less than this share.",
     )
+    reader_epochs: int = Field(
+        8, ge=0, description="Passes in which the reader that quads are built against learns from other clips; 0: none."
+    )
+    reader_gap: float = Field(
+        0.08, gt=0, le=1, description="A quad is kept only if that reader's beliefs about its questions differ by less."
+    )
     type_balance: float = Field(
         1.5, ge=1, description="A type keeps at most this many times the median type's quads within a split."
     )
     max_per_clip: int = Field(80, ge=1, description="A clip keeps at most this many finished questions.")
+    pointing: Literal["names", "boxes"] = Field(
+        "names",
+        description="Names, and marks on the video where they are not unique; or boxes in the text as in the paper.",
+    )
     name_length: int = Field(48, ge=8, description="Longest name of an object inside a question, characters.")

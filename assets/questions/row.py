@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-GENERATOR_VERSION = "1"
+GENERATOR_VERSION = "2"
 FAMILIES = ("dis", "dir", "ori", "spd", "spd_comp", "dir_pred")
 TYPES = tuple(f"{kind}_{family}" for kind in ("abs", "rel") for family in FAMILIES)
 LETTERS = ("A", "B", "C", "D")
@@ -67,6 +67,7 @@ YIELD = pa.schema(
         ("unstable", pa.int64()),
         ("too_long", pa.int64()),
         ("duplicate", pa.int64()),
+        ("copied", pa.int64()),
         ("no_quad", pa.int64()),
         ("surplus", pa.int64()),
         ("kept", pa.int64()),

@@ -256,8 +256,13 @@ def merge(labels: np.ndarray) -> np.ndarray:
 
 
 def _left(labels: np.ndarray) -> np.ndarray:
-    order = np.argsort(labels == NONE, axis=-1, kind="stable")
-    return np.take_along_axis(labels, order, axis=-1).astype(np.int8)
+    """Move what is not NONE to the front, in its order."""
+    rows = labels.reshape(-1, labels.shape[-1])
+    packed = np.full(rows.shape, NONE, np.int8)
+    said = rows != NONE
+    row, _ = np.nonzero(said)
+    packed[row, (np.cumsum(said, axis=1) - 1)[said]] = rows[said]
+    return packed.reshape(labels.shape)
 
 
 def meaning(family: str, labels: np.ndarray) -> np.ndarray:

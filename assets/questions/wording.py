@@ -1,11 +1,8 @@
 """The text of questions and answers: one fixed wording per type, in the paper's style."""
 
-import unicodedata
 from collections.abc import Sequence
 
-CAMERA = "camera"
-# Characters that mean something to a prompt, to a tokenizer or to the "Front|Left" notation.
-_FORBIDDEN = frozenset("<>|{}[]")
+from assets.geometry.marks import CAMERA, NAMELESS, pointed, printable_name, unnumbered
 
 _WORDINGS = {
     "dis": "Between {start}s and {end}s, {view}, how does the distance between {former} and {latter} change?",
@@ -18,27 +15,55 @@ _WORDINGS = {
 
 
 def clean_names(names: Sequence[str], length: int) -> list[str]:
-    """Make object names fit for a question: printable, one line, bounded, unique, never "camera".
+    """Make object names fit for a table of questions: printable, one line, bounded, unique, never "camera".
 
     Args:
         names: names as a record gives them; they may hold anything.
         length: longest name, characters (a number that tells equal names apart comes on top).
     """
-    taken, cleaned = {CAMERA}, []
+    return _distinct([_bounded(name, length) for name in names])
+
+
+def pointing_names(names: Sequence[str], marks: Sequence[int], length: int) -> list[str]:
+    """How the text of a question calls each thing of a clip that can be watched: "red car", "car marked 2".
+
+    Args:
+        names: names as a record gives them; they may hold anything.
+        marks: the number that each carries on the video, 0 where its name points (see ``geometry.marks``).
+        length: longest name, characters (the mark comes on top).
+    """
+    return _distinct([pointed(_bounded(name, length), mark) for name, mark in zip(names, marks, strict=True)])
+
+
+def boxed_name(name: str, box: Sequence[float], when: str, length: int) -> str:
+    """The paper's way to point at a thing: "car with initial bounding box coordinates [1,2,3,4]".
+
+    Args:
+        name: as a record gives it.
+        box: (x1, y1, x2, y2) in pixels of the stored frame, whole numbers.
+        when: "initial" or "final" of the interval, "" for a moment that the text names beside it.
+        length: longest name, characters.
+    """
+    sides = ",".join(str(int(side)) for side in box)
+    frame = f"{when} bounding" if when else "bounding"
+    return f"{unnumbered(_bounded(name, length))} with {frame} box coordinates [{sides}]"
+
+
+def _bounded(name: str, length: int) -> str:
+    return printable_name(name)[:length].strip() or NAMELESS
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Names with a number behind those that were taken before, by the camera too."""
+    taken, distinct = {CAMERA}, []
     for name in names:
-        printable = "".join(
-            " " if char.isspace() else char
-            for char in unicodedata.normalize("NFKC", name)
-            if char.isspace() or not (unicodedata.category(char).startswith("C") or char in _FORBIDDEN)
-        )
-        base = " ".join(printable.split())[:length].strip() or "object"
-        unique, number = base, 1
+        unique, number = name, 1
         while unique.casefold() in taken:
             number += 1
-            unique = f"{base} {number}"
+            unique = f"{name} {number}"
         taken.add(unique.casefold())
-        cleaned.append(unique)
-    return cleaned
+        distinct.append(unique)
+    return distinct
 
 
 def question_text(
@@ -48,10 +73,10 @@ def question_text(
 
     Args:
         family: one of ``row.FAMILIES``.
-        viewpoint: name of the camera or the agent whose viewpoint it is.
+        viewpoint: what points at the camera or the agent whose viewpoint it is.
         moment: time at which the viewpoint is frozen, s; None where it moves.
-        former: name of the first target.
-        latter: name of the second target, or None.
+        former: what points at the first target.
+        latter: what points at the second target, or None.
         start: start of the interval, s.
         end: end of the interval, s.
     """

@@ -4,8 +4,9 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -24,6 +25,7 @@ def seal_release(
     videos: Path,
     geometry: Path,
     out: Path,
+    copies: Mapping[str, str] = MappingProxyType({}),
     progress: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> dict[str, Any]:
     """Write `train.parquet`, `val.parquet`, `bench.parquet`, `geometry_only.parquet` and `release.json`.
@@ -38,6 +40,7 @@ def seal_release(
         geometry: folder holding `<shard>/<clip>.safetensors`.
         out: folder of the release; made if missing. `release.json` is removed first and written last, so that
             whoever finds it finds the very files it describes.
+        copies: clips that show the same as another clip; such a pair must not lie in two splits.
         progress: called with (clips hashed, clips in all, what).
 
     Returns:
@@ -50,7 +53,7 @@ def seal_release(
             question refers to is missing.
     """
     table = _read_questions(questions / "questions.parquet")
-    _refuse_leaks(table)
+    _refuse_leaks(table, copies)
     parts = _parts(table)
     clips = _sealed_clips(parts, videos, geometry, progress)
     out.mkdir(parents=True, exist_ok=True)
@@ -89,8 +92,8 @@ def _read_questions(path: Path) -> pa.Table:
     return table.replace_schema_metadata(None)
 
 
-def _refuse_leaks(table: pa.Table) -> None:
-    leaks = find_leaks(table.select(["split", "clip", "videoID", "quad", "qa_id"]).to_pandas())
+def _refuse_leaks(table: pa.Table, copies: Mapping[str, str]) -> None:
+    leaks = find_leaks(table.select(["split", "clip", "videoID", "quad", "qa_id"]).to_pandas(), copies)
     if leaks:
         raise ReleaseError(f"questions.parquet: {leaks[0]} ({len(leaks)} leaks in all); build the questions again")
 

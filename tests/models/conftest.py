@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def write_clip(root: Path, clip: str, frames: int = 8, grid: tuple[int, int] = (
     cells[..., 12] = 1
     # safetensors writes the memory of a strided array as it lies, so it has to be made whole first.
     record = {"prior_features": cells, "prior_times": np.ascontiguousarray(times[1::2])}
-    save_file(record, folder / f"{clip}.safetensors")
+    save_file(record, folder / f"{clip}.safetensors", {"record": json.dumps({"marks": []})})
 
 
 def question_rows(clips: tuple[str, ...]) -> list[dict]:

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -94,6 +95,58 @@ def test_missing_and_damaged_clips_are_named(release, parameters, tmp_path):
     save_file({"prior_features": np.zeros((2, 2, 14)), "prior_times": np.zeros(2)}, path)
     with pytest.raises(ClipError, match=r"expected \(T,h,w,C\)"):
         ClipStore(tmp_path, tmp_path / "geometry", parameters).prior(SHARD, clip_name(9), None)
+
+
+def write_marks(root, marks, times=None, boxes=None) -> ClipStore:
+    """The clip again, its first half with a thing on the left of the picture and its second with one on the right."""
+    write_clip(root, clip_name(0))
+    path = root / "geometry" / SHARD / f"{clip_name(0)}.safetensors"
+    if boxes is None:
+        boxes = np.full((2, 8, 4), np.nan, np.float32)
+        boxes[0, :4], boxes[1, 4:] = [0, 0, 30, 42], [30, 0, 60, 42]
+    stored = load_file(path) | {"boxes": boxes, "timestamps": np.arange(8) * 0.5 if times is None else times}
+    save_file(stored, path, {"record": json.dumps({"marks": marks})})
+    return ClipStore(root / "videos", root / "geometry", TrainingParameters(max_frames=8, max_pixels=3136))
+
+
+def lit_columns(video, plain) -> list[list[int]]:
+    """Columns of 28 pixels that differ, per pair of frames."""
+    t, h, w = video.grid
+    windows = (video.patches != plain.patches).reshape(t, h // 2, w // 2, -1).any((1, 3))
+    return [np.flatnonzero(row).tolist() for row in windows]
+
+
+def test_frames_carry_the_marks_of_the_clip(tmp_path):
+    write_clip(tmp_path, clip_name(0))
+    plain, unmarked, both, second = (
+        write_marks(tmp_path, marks).video(SHARD, clip_name(0), None) for marks in ([], [0, 0], [1, 2], [0, 1])
+    )
+    assert np.array_equal(plain.patches, unmarked.patches)
+    assert plain.grid == (4, 4, 4)
+    assert lit_columns(both, plain) == [[0], [0], [1], [1]]
+    assert lit_columns(second, plain) == [[], [], [1], [1]]
+    half = write_marks(tmp_path, [1, 2]).video(SHARD, clip_name(0), 1.5)
+    assert np.array_equal(half.patches, both.patches[: len(half.patches)])
+
+
+@pytest.mark.parametrize(
+    ("marks", "other", "said"),
+    [
+        ([1], {}, "1 marks with boxes"),
+        ([1, 2, 3], {}, "3 marks with boxes"),
+        ([1, 2], {"times": np.arange(8) * 0.4}, "do not fit its 8 frames"),
+        ([1, 2], {"times": np.arange(3.0)}, "do not fit its 8 frames"),
+        ([1, 2], {"boxes": np.zeros((2, 8, 3), np.float32)}, "do not fit its 8 frames"),
+        ([1, -2], {}, "does not say which marks"),
+        ([1, 10**9], {}, "does not say which marks"),
+        ([1.5, True], {}, "does not say which marks"),
+        (None, {}, "does not say which marks"),
+    ],
+)
+def test_marks_that_cannot_be_drawn_name_the_clip(tmp_path, marks, other, said):
+    with pytest.raises(ClipError, match=said) as error:
+        write_marks(tmp_path, marks, **other).video(SHARD, clip_name(0), None)
+    assert clip_name(0) in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,19 @@
+import hashlib
+
 import numpy as np
 import pytest
 
-from models.pixels import CLIP_MEAN, CLIP_STD, FrameSizeError, patchify, prepare_video, resize, target_size
+from models.pixels import (
+    CLIP_MEAN,
+    CLIP_STD,
+    FrameSizeError,
+    Marks,
+    draw_marks,
+    patchify,
+    prepare_video,
+    resize,
+    target_size,
+)
 
 
 @pytest.mark.parametrize("size", [(42, 60), (240, 320), (360, 640), (17, 900), (28, 28), (101, 57), (1080, 1920)])
@@ -71,3 +83,79 @@ def test_frames_of_the_right_size_are_not_resampled():
 def test_impossible_frames_are_refused(shape):
     with pytest.raises(FrameSizeError):
         prepare_video(np.zeros(shape, np.uint8), np.arange(float(shape[0])), 8, 784, 784)
+
+
+def marked(*boxes: tuple[float, ...], numbers: tuple[int, ...] = (7, 42)) -> Marks:
+    return Marks(numbers[: len(boxes)], np.array(boxes, float)[:, None])
+
+
+def changed(frames: np.ndarray, marks: Marks) -> tuple[int, int, int, int]:
+    """x1, y1, x2, y2 of what a drawing changed."""
+    rows, columns = np.nonzero((draw_marks(frames, marks) != frames).any((0, 3)))
+    return columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+
+
+GREY = np.full((1, 168, 168, 3), 90, np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("box", "place"),
+    [
+        # In a large box at its top; on top of a small one; within the picture at its edges.
+        ((0.25, 0.25, 0.75, 0.75), (78, 42, 89, 53)),
+        ((0.5, 0.5, 0.51, 0.51), (79, 73, 90, 84)),
+        ((-9, -9, 0.01, 0.01), (0, 0, 11, 11)),
+        ((0.99, 0.99, 2, 2), (157, 155, 168, 166)),
+    ],
+)
+def test_a_mark_lies_at_its_box(box, place):
+    assert changed(GREY, marked(box)) == place
+
+
+def test_marks_grow_with_the_picture_and_the_number():
+    box = (0.2, 0.2, 0.8, 0.8)
+    small = changed(GREY[:, :56, :84], marked(box))
+    large = changed(np.tile(GREY, (1, 2, 4, 1)), marked(box))
+    assert (small[3] - small[1], large[3] - large[1]) == (11, 22)
+    longer = changed(GREY, marked(box, numbers=(42,)))
+    assert longer[3] - longer[1] == 17
+
+
+def test_a_mark_shows_its_number():
+    left, top, _, _ = changed(GREY, marked((0.2, 0.2, 0.8, 0.8)))
+    seven = draw_marks(GREY, marked((0.2, 0.2, 0.8, 0.8)))[0, top + 2 : top + 9, left + 3 : left + 8, 0]
+    assert ["".join(".#"[int(pixel == 255)] for pixel in row) for row in seven] == [
+        "#####",
+        "....#",
+        "...#.",
+        "..#..",
+        ".#...",
+        ".#...",
+        ".#...",
+    ]
+
+
+def test_marks_are_the_same_bytes_everywhere():
+    frames = np.random.default_rng(0).integers(0, 256, (2, 336, 616, 3), dtype=np.uint8)
+    boxes = np.random.default_rng(1).uniform(-0.2, 1.2, (5, 2, 4))
+    drawn = draw_marks(frames, Marks((1, 20, 3, 456, 7), boxes))
+    assert hashlib.sha256(drawn.tobytes()).hexdigest()[:16] == "732654dbbfc97cad"
+    assert not np.array_equal(drawn, frames)
+
+
+def test_nothing_is_drawn_where_nothing_is_seen():
+    frames = np.random.default_rng(0).integers(0, 256, (2, 28, 28, 3), dtype=np.uint8)
+    boxes = np.array([[[np.nan] * 4, [0.2, 0.2, 0.9, 0.9]], [[2, 2, 3, 3], [0.5, 0.1, 0.5, 0.9]]])
+    drawn = draw_marks(frames, Marks((1, 2), boxes))
+    assert np.array_equal(drawn[0], frames[0]) and not np.array_equal(drawn[1], frames[1])
+    # A picture smaller than the disc shows what fits.
+    assert draw_marks(frames[:, :4, :4], Marks((1,), boxes[:1])).shape == (2, 4, 4, 3)
+
+
+def test_marks_go_with_the_frames_that_are_used():
+    frames, times = np.zeros((9, 56, 56, 3), np.uint8), np.arange(9.0)
+    boxes = np.full((1, 9, 4), np.nan)
+    boxes[0, 5] = [0, 0, 1, 1]
+    prepared = [prepare_video(frames, times, 4, 784, 3136, marks) for marks in (None, Marks((1,), boxes))]
+    lit = (prepared[1].patches != prepared[0].patches).reshape(2, -1, 3, 2, 14 * 14).any((1, 2, 4))
+    assert lit.tolist() == [[False, False], [True, False]]

@@ -51,6 +51,21 @@ def test_only_the_fields_asked_for_are_read(tmp_path, record):
         load(tmp_path / "a", ["poins"])
 
 
+@pytest.mark.parametrize("frames", [slice(1, 3), slice(-2, None), slice(4, 99), slice(3, 2), slice(5, None)])
+def test_only_the_frames_asked_for_are_read(tmp_path, make_record, frames):
+    for objects in (2, 0):
+        record = make_record(objects=objects)
+        save(record, tmp_path / "a")
+        loaded = load(tmp_path / "a", frames=frames)
+        for name in records.TENSOR_FIELDS:
+            axis, whole = records.FRAME_AXIS.get(name), getattr(record, name)
+            expected = whole if axis is None else whole[(*[slice(None)] * axis, frames)]
+            assert np.array_equal(getattr(loaded, name), expected, equal_nan=True), name
+        assert loaded.masks == [row[frames] for row in record.masks]
+    with pytest.raises(ValueError, match="without a step"):
+        load(tmp_path / "a", frames=slice(None, None, 2))
+
+
 def test_masks_without_a_picture_stay_unknown(tmp_path):
     record = unknown(np.zeros(3), ["car 1"], ["car"], provenance={"status": "3d", "frame_size": [0, 0]})
     save(record, tmp_path / "a")

@@ -77,7 +77,7 @@ def split_by_number(clip: str) -> str:
 
 @pytest.fixture(scope="session")
 def parameters() -> QuestionParameters:
-    return QuestionParameters()
+    return QuestionParameters(reader_epochs=0)
 
 
 @pytest.fixture(scope="session")

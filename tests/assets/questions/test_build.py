@@ -54,10 +54,18 @@ def test_the_yield_adds_up(built):
     rows = table.to_pylist()
     assert {row["type"] for row in rows} == set(TYPES)
     for row in rows:
-        lost = sum(row[reason] for reason in ("unstable", "too_long", "duplicate", "no_quad", "surplus"))
+        lost = sum(row[reason] for reason in ("unstable", "too_long", "duplicate", "copied", "no_quad", "surplus"))
         assert row["candidates"] == lost + row["kept"]
         assert min(row[name] for name in row if name not in ("split", "type")) >= 0
     assert sum(row["kept"] for row in rows) == built[1]["questions"]
+
+
+def test_nothing_is_asked_about_a_copy_of_another_clip(shards, parameters, tmp_path):
+    first, second = (pq.read_table(shard / "candidates.parquet")["clip"][0].as_py() for shard in shards)
+    build_questions(shards, tmp_path, parameters, SPLIT, {second: first})
+    asked = set(pq.read_table(tmp_path / "questions.parquet")["clip"].to_pylist())
+    assert first in asked and second not in asked
+    assert sum(row["copied"] for row in pq.read_table(tmp_path / "yield.parquet").to_pylist()) > 0
 
 
 def test_no_candidates_make_empty_tables(tmp_path, parameters):

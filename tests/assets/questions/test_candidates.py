@@ -7,16 +7,18 @@ from dataclasses import replace
 from functools import cache
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assets.geometry.record import save
-from assets.questions.candidates import derive, derive_shard, rederive, stride_of
+from assets.questions.candidates import derive, derive_shard, rederive
 from assets.questions.parameters import QuestionParameters
 from assets.questions.row import CANDIDATES, TYPES
 from assets.questions.states import DIRECTION_STATES
+from benchmarks.questions import slow
 
 from .conftest import UP, clip_of, synthetic_record
 
@@ -153,96 +155,10 @@ def test_unstable_answers_are_dropped_and_counted(parameters):
     assert all(row["stability"] >= parameters.min_stability for row in derived.rows)
 
 
-def _slow_axes(record, entity: int, frame: int):
-    """Origin and forward, left, up of the camera (entity -1) or an agent, one frame at a time."""
-    pose = record.world_from_camera[frame].astype(float)
-    if entity < 0:
-        right, down, forward = pose[:3, :3].T
-        return pose[:3, 3], [forward, -right, -down]
-    forward = record.forward_world[entity, frame].astype(float)
-    forward = forward / np.linalg.norm(forward)
-    left = np.cross(UP, forward)
-    left = left / np.linalg.norm(left)
-    return record.centers_world[entity, frame].astype(float), [forward, left, np.cross(forward, left)]
-
-
-def _slow_states(record, row, parameters):
-    """Plain loops over one question, from names to states."""
-    names = [*record.names, "camera"]
-    index = {name: (position if name != "camera" else -1) for position, name in enumerate(names)}
-    times = record.timestamps
-    first = int(np.argmin(np.abs(times - row["interval_start"])))
-    last = int(np.argmin(np.abs(times - row["interval_end"])))
-    family = row["type"][4:]
-    frames = [first, last] if family == "dir_pred" else list(range(first, last + 1, stride_of(times, parameters)))
-    still = json.loads(row["evidence"])["thresholds"]["still"]
-
-    def place(name, frame):
-        return _slow_axes(record, index[name], frame)[0]
-
-    def seen_from(vector, frame):
-        frozen = row["viewpoint_time"]
-        view = frame if frozen is None else int(np.argmin(np.abs(times - frozen)))
-        axes = _slow_axes(record, index[row["viewpoint_subject"]], view)[1]
-        return [sum(a * b for a, b in zip(axis, vector, strict=True)) for axis in axes]
-
-    def position(name, frame):
-        frozen = row["viewpoint_time"]
-        view = frame if frozen is None else int(np.argmin(np.abs(times - frozen)))
-        return seen_from(place(name, frame) - place(row["viewpoint_subject"], view), frame)
-
-    def speeds(name):
-        places = [np.array(position(name, frame)) for frame in frames]
-        return [
-            float(np.sqrt(sum((places[i + 1] - places[i]) ** 2)) / (times[frames[i + 1]] - times[frames[i]]))
-            for i in range(len(frames) - 1)
-        ]
-
-    def named(vector):
-        length = float(np.sqrt(sum(component**2 for component in vector)))
-        words = []
-        for component, (plus, minus) in zip(
-            vector, [("Front", "Behind"), ("Left", "Right"), ("Above", "Below")], strict=True
-        ):
-            angle = np.degrees(np.arccos(np.clip(component / length, -1, 1)))
-            words += (
-                [plus] if angle < parameters.axis_degrees else [minus] if angle > 180 - parameters.axis_degrees else []
-            )
-        return "|".join(words)
-
-    def merged(states):
-        return [state for position, state in enumerate(states) if position == 0 or state != states[position - 1]]
-
-    if family in ("dis", "spd"):
-        from assets.questions.states import TREND_STATES
-
-        from .test_states import slow_trend
-
-        if family == "dis":
-            values = [float(np.linalg.norm(place(row["targets"][0], f) - place(row["targets"][1], f))) for f in frames]
-        else:
-            values = speeds(row["targets"][0])
-        return [TREND_STATES[state] for state in slow_trend([max(value, still) for value in values])]
-    if family == "spd_comp":
-        states = []
-        for former, latter in zip(*(speeds(name) for name in row["targets"]), strict=True):
-            ratio = max(former, still) / max(latter, still)
-            states.append(
-                "The former is faster" if ratio > 1.2 else "The latter is faster" if ratio < 0.83 else "Nearly the same"
-            )
-        return merged(states)
-    if family == "dir":
-        return merged([named(seen_from(place(row["targets"][0], f) - place(row["targets"][1], f), f)) for f in frames])
-    if family == "ori":
-        return merged([named(seen_from(_slow_axes(record, index[row["targets"][0]], f)[1][0], f)) for f in frames])
-    start, end = (np.array(position(row["targets"][0], frame)) for frame in frames)
-    return [named(end - start)]
-
-
-def test_a_slow_plain_loop_derives_the_same_answers(parameters):
+def test_a_slow_plain_loop_derives_the_same_answers():
     rows = [(record_of(n), row) for n in range(3) for row in rows_of(record_of(n))]
     assert {row["type"] for _, row in rows} == set(TYPES)
-    wrong = [row["question"] for record, row in rows if _slow_states(record, row, STEADY) != row["states"]]
+    wrong = [row["question"] for record, row in rows if slow.states(record, row) != row["states"]]
     # A number within rounding of a threshold may fall on either side.
     assert len(wrong) <= 0.002 * len(rows), wrong
 
@@ -360,12 +276,14 @@ def test_names_from_outside_cannot_break_a_question():
     assert {"camera", "camera 2"} <= subjects
 
 
-def test_a_shard_is_the_same_for_any_number_of_workers(tmp_path, parameters):
+def test_a_shard_is_the_same_for_any_number_of_workers_and_asks_of_fit_clips_only(tmp_path, parameters):
     geometry, videos = tmp_path / "geometry", tmp_path / "videos"
     geometry.mkdir()
     (videos / "frames").mkdir(parents=True)
-    for number in range(3):
+    for number in range(4):
         save(synthetic_record(number), geometry / f"{clip_of(number)}.safetensors")
+    scenes = {"clip": [clip_of(number) for number in range(4)], "fit": [True, True, True, False]}
+    pq.write_table(pa.table(scenes), geometry / "scenes.parquet")
     (videos / "frames" / f"{clip_of(1)}.safetensors").touch()
     seen = []
     for workers in (1, 2):
@@ -383,6 +301,7 @@ def test_a_shard_is_the_same_for_any_number_of_workers(tmp_path, parameters):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
     table = pq.read_table(tmp_path / "1" / "candidates.parquet")
     assert table.schema.equals(CANDIDATES)
+    assert set(table["clip"].to_pylist()) == {clip_of(number) for number in range(3)}
     assert {row["clip"]: row["has_video"] for row in table.to_pylist()} == {clip_of(n): n == 1 for n in range(3)}
     assert seen[-1][:2] == (3, 3)
 

@@ -5,8 +5,9 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
+from assets.questions.blind_reader import Reading
 from assets.questions.build import finish
-from assets.questions.options import compatible, letter_of, match_quads, stratum
+from assets.questions.options import compatible, letter_of, match_quads, stratum, told_apart
 from assets.questions.parameters import QuestionParameters
 from assets.questions.row import TYPES
 from assets.questions.wording import answer_text
@@ -121,12 +122,29 @@ def test_partners_that_read_alike_are_preferred(parameters):
     assert starts and all(len(start) == 1 for start in starts)
 
 
-def test_another_reader_can_be_plugged_in(parameters):
-    answers = ("0", "1", "0.1", "1.0")
-    rows = [candidate(2 * n + side, meaning, side=side) for n, meaning in enumerate(answers) for side in (0, 1)]
-    quads = match_quads(rows, parameters, reader=lambda rows: np.array([[9.0 * row["side"]] for row in rows]))
-    assert len(quads) == 2
-    assert all(len({rows[member]["side"] for member in quad.members}) == 1 for quad in quads)
+def test_questions_that_the_reader_tells_apart_do_not_share_options(parameters):
+    rows = [candidate(n, meaning) for n, meaning in enumerate(("0", "1", "0.1", "1.0") * 2)]
+    products = np.zeros((8, 8), np.float32)
+    # Of the first four the reader knows the answers; the other four look alike to it.
+    products[:4, :4] = 9 * np.eye(4)
+    reading = Reading(products, np.eye(8, dtype=np.float32))
+    quads = match_quads(rows, parameters, reading)
+    assert quads and all(sum(member < 4 for member in quad.members) < 2 for quad in quads)
+    assert len(match_quads(rows, parameters)) == 2
+
+
+def test_what_a_reader_finds_is_measured_as_its_beliefs_differ():
+    sure = 20 * np.eye(4)
+    alike = np.tile([3.0, 1.0, 0.0, -2.0], (4, 1))
+    quad = np.arange(4)[None]
+    assert told_apart(sure, quad) == (pytest.approx([0.75]), pytest.approx([0.75]))
+    assert told_apart(alike, quad) == (pytest.approx([0.0]), pytest.approx([0.0]))
+
+
+def test_a_quad_stays_within_a_group(parameters):
+    rows = [candidate(n, meaning) for n, meaning in enumerate(("0", "1", "0.1", "1.0"))]
+    assert len(match_quads(rows, parameters, groups=["a"] * 4)) == 1
+    assert match_quads(rows, parameters, groups=["a", "a", "a", "b"]) == []
 
 
 def test_matching_does_not_depend_on_order(rows, parameters):
@@ -141,7 +159,7 @@ def test_matching_does_not_depend_on_order(rows, parameters):
 
 
 def test_no_type_outweighs_the_others(finished, rows):
-    even = QuestionParameters(type_balance=1.0, max_per_clip=10_000)
+    even = QuestionParameters(type_balance=1.0, max_per_clip=10_000, reader_epochs=0)
     outcome = finish(rows, even, lambda clip: "train")[1]
     found, kept = ([outcome["train", kind, what] for kind in TYPES] for what in ("quads", "kept_quads"))
     assert max(found) > max(kept) == np.ceil(np.median(found))
@@ -150,6 +168,6 @@ def test_no_type_outweighs_the_others(finished, rows):
 
 def test_no_clip_outweighs_the_others(finished, rows, parameters):
     assert max(Counter(row["clip"] for row in finished).values()) <= parameters.max_per_clip
-    few = finish(rows, QuestionParameters(max_per_clip=12), split_by_number)[0]
+    few = finish(rows, QuestionParameters(max_per_clip=12, reader_epochs=0), split_by_number)[0]
     assert len(few) > 100 and max(Counter(row["clip"] for row in few).values()) <= 12
     assert {row["type"] for row in few if row["split"] == "train"} == set(TYPES)

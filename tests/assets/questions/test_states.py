@@ -1,7 +1,6 @@
 """The describers against the paper's rules, against a slow plain-loop derivation, and against geometry's symmetries."""
 
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -21,6 +20,7 @@ from assets.questions.states import (
     merge,
     significant,
 )
+from benchmarks.questions import slow
 
 THRESHOLDS = Thresholds(shrink=0.8, growth=1.2, slower=0.83, faster=1.2, axis_degrees=70.0, still=0.01)
 CONSTANT, LARGER, SMALLER, DRIFT_LARGER, DRIFT_SMALLER = range(5)
@@ -31,30 +31,6 @@ def trend(values) -> list[int]:
     values = np.array(values, float)[None, None]
     merged = merge(describe("dis", values, np.ones(values.shape[1:], bool), THRESHOLDS))[0, 0]
     return [int(label) for label in merged if label != NONE]
-
-
-def slow_trend(values) -> list[int]:
-    """The rule in plain words: runs of nearly constant values, ended by a jump, a drift, or the end."""
-    states, run_start, pending = [], values[0], False
-
-    def say(state):
-        if not states or states[-1] != state:
-            states.append(state)
-
-    for before, now in pairwise(values):
-        if now > THRESHOLDS.growth * before or now < THRESHOLDS.shrink * before:
-            if pending:
-                say(CONSTANT)
-            say(LARGER if now > before else SMALLER)
-            run_start, pending = now, False
-        elif now > THRESHOLDS.growth * run_start or now < THRESHOLDS.shrink * run_start:
-            say(DRIFT_LARGER if now > run_start else DRIFT_SMALLER)
-            run_start, pending = now, False
-        else:
-            pending = True
-    if pending:
-        say(CONSTANT)
-    return states
 
 
 @pytest.mark.parametrize(
@@ -75,7 +51,7 @@ def test_trends_follow_the_papers_ratios(values, states):
 
 @given(values_strategy)
 def test_trends_agree_with_a_plain_loop(values):
-    assert trend(values) == slow_trend(list(values))
+    assert trend(values) == [TREND_STATES.index(state) for state in slow.trend(list(values))]
 
 
 @given(values_strategy, st.sampled_from([0.25, 2.0, 1024.0]))

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assets.questions.wording import CAMERA, answer_text, clean_names, question_text
+from assets.questions.wording import CAMERA, answer_text, boxed_name, clean_names, pointing_names, question_text
 
 
 def test_questions_read_as_in_the_paper():
@@ -31,3 +31,28 @@ def test_names_are_printable_bounded_and_unique(names, length):
 
 def test_good_names_stay():
     assert clean_names(["red robot", "blue crate"], 48) == ["red robot", "blue crate"]
+
+
+def test_names_point_with_their_marks():
+    assert pointing_names(["red robot", "car 1", "car 2", "dog 1"], [0, 2, 1, 0], 48) == [
+        "red robot",
+        "car marked 2",
+        "car marked 1",
+        "dog",
+    ]
+
+
+@given(st.lists(st.text(max_size=80), max_size=6), st.integers(8, 60))
+def test_what_points_is_printable_bounded_and_unique(names, length):
+    said = pointing_names(names, [0] * len(names), length)
+    assert len({name.casefold() for name in said} | {CAMERA}) == len(names) + 1
+    for name in said:
+        assert name and name.isprintable() and len(name) <= length + 4
+        assert not set(name) & set("<>|{}[],;:?!\n\t")
+
+
+def test_boxes_stand_in_the_text_as_in_the_paper():
+    assert boxed_name("car 2", [1.0, 2.0, 30.0, 40.0], "initial", 48) == (
+        "car with initial bounding box coordinates [1,2,30,40]"
+    )
+    assert boxed_name("[<dog>, 1]", [1, 2, 3, 4], "", 48) == "dog with bounding box coordinates [1,2,3,4]"

@@ -1,0 +1,168 @@
+"""The reader that quads are built against: it guesses answers from the words of a question and never sees a scene.
+
+Two small networks place questions and answers in one space, such that the product of a question with an answer is, up
+to a constant of the question, the log of how much likelier that answer is than elsewhere in its stratum (a softmax over
+the answers of a batch; van den Oord et al. 2018, arXiv 1807.03748). Questions whose products with four answers agree
+cannot be told apart by what this reader has learned. It reads every question with networks that were trained on other
+clips only: what could be learned from a clip's own questions is no shortcut.
+"""
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+
+import numpy as np
+
+from assets.questions.row import FAMILIES, content_seed
+from assets.questions.states import DIRECTION_STATES
+
+WORDS, PAIRS, HIDDEN, WIDTH = 256, 128, 64, 32
+BATCH = 128
+RATE, DECAY, DROPOUT = 3e-3, 0.05, 0.1
+TIME_UNIT = 10.0
+# Vectors are rounded before anything is decided on them, so that last-bit differences between processors vanish.
+DECIMALS = 3
+_WORD = re.compile(r"[^\W\d_]+|\d+")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the reader makes of n questions and their n answers: ``asked`` and ``answered``, each (n, WIDTH) f32.
+
+    ``asked[i] @ answered[j]`` may be compared over i and j of one group (see ``read``), and not across groups.
+    """
+
+    asked: np.ndarray
+    answered: np.ndarray
+
+    @classmethod
+    def nothing(cls, rows: int) -> "Reading":
+        """What a reader makes of rows that has learned nothing: every answer fits every question."""
+        return cls(np.zeros((rows, WIDTH), np.float32), np.zeros((rows, WIDTH), np.float32))
+
+    def take(self, which: np.ndarray) -> "Reading":
+        """Select rows by indices."""
+        return Reading(self.asked[which], self.answered[which])
+
+
+def read(rows: Sequence[dict], groups: Sequence[Hashable], strata: Sequence[Hashable], epochs: int) -> Reading:
+    """Read every question with networks that were trained on the other groups.
+
+    Args:
+        rows: candidate rows, in an order that does not depend on their arrival.
+        groups: of each row; all rows of a clip are in one group.
+        strata: of each row; answers are told apart within a stratum.
+        epochs: passes over the rows of the other groups; with 0, or with one group only, all products are 0.
+    """
+    reading = Reading.nothing(len(rows))
+    names = sorted(set(groups), key=str)
+    if not epochs or len(names) < 2:
+        return reading
+    questions, answers = _question_features(rows), _answer_features(rows)
+    said = np.unique([row["meaning"] for row in rows], return_inverse=True)[1]
+    by_group, learned_from = defaultdict(list), defaultdict(lambda: defaultdict(list))
+    for index, (group, stratum) in enumerate(zip(groups, strata, strict=True)):
+        by_group[group].append(index)
+        learned_from[group][stratum].append(index)
+    for name in names:
+        pools = defaultdict(list)
+        for other in names:
+            for stratum, indices in learned_from[other].items() if other != name else ():
+                pools[stratum] += indices
+        networks = _trained(questions, answers, said, [np.array(pool) for pool in pools.values()], epochs, str(name))
+        own = np.array(by_group[name])
+        reading.asked[own], reading.answered[own] = _vectors(networks, questions[own], answers[own])
+    return reading
+
+
+def _trained(
+    questions: np.ndarray, answers: np.ndarray, said: np.ndarray, pools: list[np.ndarray], epochs: int, name: str
+):
+    """Networks for questions and answers, trained to find each question's answer among those of its batch."""
+    import torch
+
+    rng = np.random.default_rng(content_seed("blind reader", name))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(content_seed("networks", name) % 2**63)
+        networks = torch.nn.ModuleList(_network(features.shape[1]) for features in (questions, answers))
+        optimizer = torch.optim.AdamW(networks.parameters(), RATE, weight_decay=DECAY)
+        batches = sum(-(-len(pool) // BATCH) for pool in pools)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=max(epochs * batches, 2))
+        questions, answers, said = map(torch.from_numpy, (questions, answers, said))
+        for _ in range(epochs):
+            for batch in _batches(pools, rng):
+                products = networks[0](questions[batch]) @ networks[1](answers[batch]).T
+                # Whoever gave the same answer is right too.
+                same = said[batch][:, None] == said[batch]
+                right = products.masked_fill(~same, -torch.inf).logsumexp(1)
+                loss = (products.logsumexp(1) - right).mean()
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+    return networks.eval()
+
+
+def _network(features: int):
+    from torch import nn
+
+    return nn.Sequential(nn.Linear(features, HIDDEN), nn.GELU(), nn.Dropout(DROPOUT), nn.Linear(HIDDEN, WIDTH))
+
+
+def _batches(pools: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
+    """Deal every stratum into batches of about equal size, in a drawn order."""
+    batches = []
+    for pool in pools:
+        batches += np.array_split(rng.permutation(pool), -(-len(pool) // BATCH))
+    return [batches[index] for index in rng.permutation(len(batches))]
+
+
+def _vectors(networks, questions: np.ndarray, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    import torch
+
+    with torch.inference_mode():
+        asked, answered = networks[0](torch.from_numpy(questions)), networks[1](torch.from_numpy(answers))
+    return np.round(asked.numpy(), DECIMALS), np.round(answered.numpy(), DECIMALS)
+
+
+def _question_features(rows: Sequence[dict]) -> np.ndarray:
+    """(n, F) f32 of what a question says: its type, its words, its times."""
+    features = np.zeros((len(rows), 2 * len(FAMILIES) + 7 + WORDS), np.float32)
+    words = features[:, -WORDS:]
+    for index, row in enumerate(rows):
+        start, end, moment = row["interval_start"], row["interval_end"], row["viewpoint_time"]
+        family = FAMILIES.index(row["type"][4:])
+        features[index, 2 * family + (moment is None)] = 1
+        at = start if moment is None else moment
+        times = (start, end, end - start, np.log(max(end - start, 1e-3)), at - start, at - end, at < start)
+        features[index, 2 * len(FAMILIES) :][:7] = np.array(times) / TIME_UNIT
+        for word in _WORD.findall(row["question"].lower()):
+            words[index, _bucket(word, WORDS)] = 1
+    return features
+
+
+def _answer_features(rows: Sequence[dict]) -> np.ndarray:
+    """(n, F) f32 of what an answer says: family, number of states, the first, the last, all, and what follows what."""
+    states = len(DIRECTION_STATES)
+    features = np.zeros((len(rows), len(FAMILIES) + 1 + 3 * states + PAIRS), np.float32)
+    first, last, share = (features[:, len(FAMILIES) + 1 + k * states :][:, :states] for k in range(3))
+    pairs = features[:, -PAIRS:]
+    for index, row in enumerate(rows):
+        sequence = [int(state) for state in row["meaning"].split(".")]
+        features[index, FAMILIES.index(row["type"][4:])] = 1
+        features[index, len(FAMILIES)] = len(sequence) / 4
+        first[index, sequence[0]] = last[index, sequence[-1]] = 1
+        for state in sequence:
+            share[index, state] += 1 / len(sequence)
+        for two in pairwise(sequence):
+            pairs[index, _bucket(f"{two}", PAIRS)] += 1
+    return features
+
+
+@lru_cache(maxsize=65536)
+def _bucket(word: str, buckets: int) -> int:
+    return int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "little") % buckets
