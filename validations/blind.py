@@ -4,23 +4,25 @@ Readers are trained on the questions of one split and scored on another. They se
 options, nothing else. Where options are free of shortcuts every one of them stays at 1/4.
 """
 
-import hashlib
 import re
-from dataclasses import dataclass
-from functools import lru_cache
-from itertools import pairwise
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
-from pandas import DataFrame
+from pandas import DataFrame, Series
+
+from validations import blind_readers, blind_transformer
+from validations.blind_readers import Giveaway
+from validations.blind_statistics import Share, clustered_share, holm
+from validations.blind_text import LETTERS, Texts, hashed
 
 CHANCE = 0.25
 OVERALL = "overall"
-_LETTERS = "ABCD"
-_STATES = re.compile(r"\(\d+\)\s*([^()]+?)\s*\.?\s*(?=\(\d+\)|$)")
-_TIMES = re.compile(r"(\d+(?:\.\d+)?)s\b")
-_WORDS = re.compile(r"[a-z]+|\d+(?:\.\d+)?", re.IGNORECASE)
-_TEXT_BUCKETS = 2**20
-_WORD_BUCKETS = 32
+SIGNIFICANCE = 0.05
+# Questions that hang together: those of a quad share their options, those of a clip what was filmed.
+CLUSTERS = ("quad", "clip")
+_TRAIN_SHARE = 0.6
+_LETTERED = re.compile(r"\s*\(?([A-Da-d])\s*[.):]\s*")
+_LETTER = re.compile(r"\s*\(?([A-Da-d])\s*(?:[.):].*)?", re.DOTALL)
 
 
 class BlindAuditError(ValueError):
@@ -28,23 +30,35 @@ class BlindAuditError(ValueError):
 
 
 @dataclass(frozen=True)
-class Score:
-    """One reader's accuracy on one type (or overall), with its 95 % Wilson interval."""
+class Score(Share):
+    """One reader's accuracy on one type (or overall)."""
 
     reader: str
     type: str
-    n: int
-    correct: int
-    accuracy: float
-    low: float
-    high: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a release may go out as far as blind readers are concerned, and why, in one line."""
+
+    passed: bool
+    reason: str
 
 
 @dataclass(frozen=True)
 class BlindAudit:
-    """What every reader scored, overall and per type."""
+    """What every reader scored, overall and per type.
+
+    Attributes:
+        scores: of every reader, overall and on every type.
+        giveaways: what gave answers away most, strongest first, by reader ("question" and "words"); where a reader is
+            at chance, noise.
+        left_out: rows of an imported table that cannot be read: without four options, or without a right one.
+    """
 
     scores: list[Score]
+    giveaways: dict[str, list[Giveaway]] = field(default_factory=dict)
+    left_out: int = 0
 
     def of(self, reader: str, kind: str = OVERALL) -> Score:
         """Score of one reader on one type."""
@@ -54,8 +68,35 @@ class BlindAudit:
         """Score of the reader that found most."""
         return max((score for score in self.scores if score.type == kind), key=lambda score: score.accuracy)
 
+    def worst_type(self) -> Score:
+        """Score of the reader and type with the highest accuracy."""
+        return max((score for score in self.scores if score.type != OVERALL), key=lambda score: score.accuracy)
+
+    def verdict(self, overall: float = 0.03, per_type: float = 0.06) -> Verdict:
+        """Judge the release.
+
+        A reader fails it overall where its accuracy lies more than ``overall`` above chance, and on a type where it
+        lies more than ``per_type`` above; in both cases only if that accuracy is significantly above chance: the
+        one-sided test against 1/4 rejects at 5 % after Holm's correction, over readers for the first and over readers
+        and types for the second. So the bound says how large a shortcut may be, the test only that there is one, and a
+        data set without any fails for one audit in twenty at most, however small it is.
+        """
+        failures = [
+            *_significant([score for score in self.scores if score.type == OVERALL], overall),
+            *_significant([score for score in self.scores if score.type != OVERALL], per_type),
+        ]
+        shown = failures[0] if failures else self.best()
+        where = "overall" if shown.type == OVERALL else f"on {shown.type}"
+        more = f"; {len(failures) - 1} more beyond the bounds" if len(failures) > 1 else ""
+        return Verdict(
+            not failures,
+            f"{'' if failures else 'best '}text-only reader {shown.reader} is right in {shown.accuracy:.1%} of "
+            f"{shown.n} questions {where} (95 % interval {shown.low:.1%} to {shown.high:.1%}; chance 25 %, allowed "
+            f"{CHANCE + (overall if shown.type == OVERALL else per_type):.1%}){more}",
+        )
+
     def as_dict(self) -> dict:
-        """Scores by reader and type, ready for JSON; rounded to 4 decimals."""
+        """Scores by reader and type, and what gave answers away, ready for JSON; rounded to 4 decimals."""
         readers: dict = {}
         for score in self.scores:
             readers.setdefault(score.reader, {})[score.type] = {
@@ -63,32 +104,39 @@ class BlindAudit:
                 "ci95": [round(score.low, 4), round(score.high, 4)],
                 "n": score.n,
             }
-        return {"chance": CHANCE, "readers": readers}
+        given_away = {reader: [asdict(item) for item in items] for reader, items in self.giveaways.items()}
+        return {"chance": CHANCE, "readers": readers, "giveaways": given_away, "left_out": self.left_out}
 
 
-def wilson(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share (Wilson 1927, JASA 22, 209-212); (0, 1) where n is 0."""
-    if n == 0:
-        return 0.0, 1.0
-    share = correct / n
-    center = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return float(max(center - half, 0.0)), float(min(center + half, 1.0))
+def _significant(scores: list[Score], excess: float) -> list[Score]:
+    """Return the scores beyond a bound that are also significant, the furthest beyond first."""
+    adjusted = holm(np.array([score.p_value for score in scores]))
+    found = [
+        score
+        for score, p_value in zip(scores, adjusted, strict=True)
+        if score.accuracy > CHANCE + excess and p_value < SIGNIFICANCE
+    ]
+    return sorted(found, key=lambda score: -score.accuracy)
 
 
-def blind_audit(train: DataFrame, held_out: DataFrame, seed: int, most: int = 20_000) -> BlindAudit:
+def blind_audit(
+    train: DataFrame, held_out: DataFrame, seed: int, most: int = 20_000, most_steps: int = 2000
+) -> BlindAudit:
     """Train text-only readers on one table of questions and score them on another.
 
     Args:
         train: columns type, question, options (four strings), answer (letter "A" to "D").
-        held_out: the same columns; no question of it may be in ``train``.
+        held_out: the same columns; no question of it may be in ``train``. Questions that share a ``quad`` or a
+            ``clip``, where there are such columns, are not taken for independent.
         seed: of the readers' own draws, and of ties.
         most: larger tables are sampled down to so many questions, those that share options together.
+        most_steps: batches that the transformer learns from at most; it takes most of the time (about 25 ms each).
 
     Returns:
-        Accuracies of the readers: "options" (boosted trees on the four options alone), "question" (the same with
-        what the question says), "words" (logistic regression on n-grams of question and option and on their pairs),
-        "longest" and "central" (fixed rules: the longest option; the one most like the others).
+        Accuracies of the readers: "options" (boosted trees on the four options and the type), "question" (the same
+        with what the question says), "words" (a conditional logit on n-grams of question and option and on their
+        pairs), "transformer" (a small one, trained from random weights), "longest" and "central" (fixed rules: the
+        option with most states; the one most like the others). And what gave answers away to "question" and "words".
 
     Raises:
         BlindAuditError: a column is missing, a table is empty, options are not four or an answer is no letter.
@@ -96,28 +144,101 @@ def blind_audit(train: DataFrame, held_out: DataFrame, seed: int, most: int = 20
     train, held_out = (
         _sampled(_checked(table, name), most, seed) for table, name in ((train, "train"), (held_out, "held_out"))
     )
-    seen, options = _option_features(train), _option_features(held_out)
-    asked, asks = _question_features(train), _question_features(held_out)
-    readers = {
-        "options": _boosted(seen, asked[:, :1], train, options, asks[:, :1], seed),
-        "question": _boosted(seen, asked, train, options, asks, seed),
-        "words": _words(train, held_out, seed),
-        "longest": options[..., 0],
-        "central": options[..., 1],
-    }
-    keyed = np.array([_LETTERS.index(letter) for letter in held_out["answer"]])
+    learned, asked = Texts.of(train), Texts.of(held_out)
+    seen, shown = blind_readers.describe(learned, asked)
+    readers = {"longest": shown.options[..., 0], "central": shown.options[..., 1]}
+    giveaways = {}
+    readers["options"], _ = blind_readers.boosted(learned, seen, shown, asked.keyed, seed, whole_question=False)
+    readers["question"], giveaways["question"] = blind_readers.boosted(
+        learned, seen, shown, asked.keyed, seed, whole_question=True
+    )
+    readers["words"], giveaways["words"] = blind_readers.words(learned, asked)
+    readers["transformer"] = blind_transformer.read(learned, asked, seed, most_steps)
+    clusters = [held_out[name].to_numpy(str) for name in CLUSTERS if name in held_out]
+    ties = _ties(asked, seed)
     scores = []
     for name, score in readers.items():
-        right = _choices(score, held_out, seed) == keyed
-        scores.append(_score(name, OVERALL, right))
-        kinds = held_out["type"].to_numpy()
-        scores += [_score(name, kind, right[kinds == kind]) for kind in sorted(set(kinds))]
-    return BlindAudit(scores)
+        right = _choices(score, ties) == asked.keyed
+        scores.append(_score(name, OVERALL, right, clusters))
+        for kind in sorted(set(asked.kinds)):
+            among = asked.kinds == kind
+            scores.append(_score(name, str(kind), right[among], [labels[among] for labels in clusters]))
+    return BlindAudit(scores, giveaways)
 
 
-def _score(reader: str, kind: str, right: np.ndarray) -> Score:
-    correct, n = int(right.sum()), len(right)
-    return Score(reader, kind, n, correct, correct / n, *wilson(correct, n))
+def audit_data_set(table: DataFrame, seed: int, most: int = 20_000, most_steps: int = 2000) -> BlindAudit:
+    """Audit one table of questions from anywhere.
+
+    Args:
+        table: columns question, options and answer; options may carry their letters ("A. Left"), answers may be a
+            letter, a letter with more behind it, or the text of an option. ``type`` may be missing. Where ``split``
+            has "train" and something else, readers learn from the one and are scored on the other; else three fifths
+            of the videos (``clip`` or ``videoID``; without either, of the sets of options) are learned from. Questions
+            of a ``quad`` that lies on both sides are not scored: its other questions would rule out their options.
+        seed: of the readers, and of the split.
+        most: as in ``blind_audit``.
+        most_steps: as in ``blind_audit``.
+
+    Returns:
+        The audit; ``left_out`` counts the rows that cannot be read.
+
+    Raises:
+        BlindAuditError: a column is missing, or one side of the split is left without questions.
+    """
+    read = _read(table)
+    learned = _learned_from(read, seed)
+    held_out = read[~learned]
+    if "quad" in read:
+        held_out = held_out[~held_out["quad"].isin(set(read["quad"][learned]))]
+    audit = blind_audit(read[learned], held_out, seed, most, most_steps)
+    return BlindAudit(audit.scores, audit.giveaways, len(table) - len(read))
+
+
+def _read(table: DataFrame) -> DataFrame:
+    """Bring rows of other data sets to the form that readers expect, without those that cannot be."""
+    missing = {"question", "options", "answer"} - set(table.columns)
+    if missing:
+        raise BlindAuditError(f"lacks the columns {sorted(missing)}; give a table of questions with four options each")
+    options = [_without_letters([str(option) for option in four]) for four in table["options"]]
+    answers = [_letter(str(answer), four) for answer, four in zip(table["answer"], options, strict=True)]
+    read = table.assign(
+        type=table["type"].fillna("unknown").astype(str) if "type" in table else "all",
+        question=table["question"].astype(str),
+        options=options,
+        answer=answers,
+    )
+    if "clip" not in read and "videoID" in read:
+        read["clip"] = read["videoID"].astype(str)
+    return read[[len(four) == 4 and letter is not None for four, letter in zip(options, answers, strict=True)]]
+
+
+def _without_letters(options: list[str]) -> list[str]:
+    found = [_LETTERED.match(option) for option in options]
+    if all(found) and "".join(match[1] for match in found).upper() == LETTERS[: len(options)]:
+        return [option[match.end() :] for option, match in zip(options, found, strict=True)]
+    return options
+
+
+def _letter(answer: str, options: list[str]) -> str | None:
+    """Letter of the right option, None where the answer names none or its text stands there twice."""
+    if options.count(answer) == 1 and len(options) <= len(LETTERS):
+        return LETTERS[options.index(answer)]
+    found = _LETTER.fullmatch(answer)
+    return found[1].upper() if found else None
+
+
+def _learned_from(table: DataFrame, seed: int) -> Series:
+    """Which rows the readers learn from."""
+    if "split" in table and (table["split"] == "train").any() and (table["split"] != "train").any():
+        return table["split"] == "train"
+    group = table["clip"].astype(str) if "clip" in table else table["options"].map(lambda four: "|".join(sorted(four)))
+    # Shares of the groups in a drawn order, so that a handful of videos still has both sides.
+    order = sorted(set(group), key=lambda name: hashed(f"{seed}|split|{name}"))
+    return group.isin(order[: max(int(_TRAIN_SHARE * len(order)), 1)])
+
+
+def _score(reader: str, kind: str, right: np.ndarray, clusters: list[np.ndarray]) -> Score:
+    return Score(**asdict(clustered_share(right, clusters, CHANCE)), reader=reader, type=kind)
 
 
 def _checked(table: DataFrame, name: str) -> DataFrame:
@@ -126,7 +247,7 @@ def _checked(table: DataFrame, name: str) -> DataFrame:
         raise BlindAuditError(f"{name}: lacks the columns {sorted(missing)}; give a table of questions")
     if not len(table):
         raise BlindAuditError(f"{name}: no questions; build more before auditing")
-    if not all(len(options) == 4 for options in table["options"]) or not set(table["answer"]) <= set(_LETTERS):
+    if not all(len(options) == 4 for options in table["options"]) or not set(table["answer"]) <= set(LETTERS):
         raise BlindAuditError(f"{name}: expected four options and a letter A to D in every row")
     return table.reset_index(drop=True)
 
@@ -134,151 +255,21 @@ def _checked(table: DataFrame, name: str) -> DataFrame:
 def _sampled(table: DataFrame, most: int, seed: int) -> DataFrame:
     if len(table) <= most:
         return table
-    drawn = np.array([_hashed("|".join([str(seed), *sorted(options)])) for options in table["options"]])
+    drawn = np.array([hashed("|".join([str(seed), *sorted(options)])) for options in table["options"]])
     return table.iloc[np.argsort(drawn, kind="stable")[:most]].reset_index(drop=True)
 
 
-def _choices(scores: np.ndarray, table: DataFrame, seed: int) -> np.ndarray:
-    """Index of the best option per question (n,); ties fall by what the options say, not by their letters."""
-    ties = np.array(
-        [
-            [_hashed("|".join([str(seed), option, *sorted(options)])) for option in options]
-            for options in table["options"]
-        ]
-    )
+def _ties(texts: Texts, seed: int) -> np.ndarray:
+    """(n,4) draws that decide between options of equal score, by what the options say, not by their letters."""
+    drawn: dict[tuple[str, ...], list[float]] = {}
+    for options in texts.options:
+        if options not in drawn:
+            among = "|".join(sorted(options))
+            drawn[options] = [hashed(f"{seed}|{option}|{among}") for option in options]
+    return np.array([drawn[options] for options in texts.options])
+
+
+def _choices(scores: np.ndarray, ties: np.ndarray) -> np.ndarray:
+    """Index of the best option per question (n,)."""
     best = scores >= scores.max(axis=1, keepdims=True) - 1e-12
     return np.where(best, ties, -1.0).argmax(axis=1)
-
-
-def _hashed(text: str) -> float:
-    """Return a number in [0, 1) that depends on the text alone."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "little") / 2**48
-
-
-def states_of(option: str) -> list[str]:
-    """Split "(1) Front. (2) Front|Left." into its states; an option without numbers is one state."""
-    return _STATES.findall(option) or [option.strip()]
-
-
-def _option_features(table: DataFrame) -> np.ndarray:
-    """(n,4,F) numbers that describe each option among its four, from the options alone.
-
-    The first is the number of states, the second how like the others the option is.
-    """
-    return np.array([_describe_options([states_of(option) for option in options]) for options in table["options"]])
-
-
-def _describe_options(options: list[list[str]]) -> list[list[float]]:
-    lengths = np.array([len(states) for states in options], float)
-    edges = [set(pairwise(["", *states, ""])) for states in options]
-    rows = []
-    for index, states in enumerate(options):
-        others = [edge for position, edge in enumerate(edges) if position != index]
-        alike = [len(edges[index] & other) / len(edges[index] | other) for other in others]
-        parts = [set(state.split("|")) for state in states]
-        smooth = [len(a & b) / len(a | b) for a, b in pairwise(parts)]
-        words = " ".join(states).lower()
-        rows.append(
-            [
-                lengths[index],
-                float(np.mean(alike)),
-                max(alike),
-                float((lengths < lengths[index]).sum()),
-                float((lengths == lengths[index]).sum()),
-                lengths[index] - lengths.mean(),
-                len(set(states)) / len(states),
-                float(np.mean(smooth)) if smooth else 1.0,
-                min(smooth, default=1.0),
-                float(sum(other[0] == states[0] for other in options)),
-                float(sum(other[-1] == states[-1] for other in options)),
-                *(words.count(word) / len(states) for word in _TELLING),
-                *(float(word in states[0].lower()) for word in _TELLING),
-                *(float(word in states[-1].lower()) for word in _TELLING),
-            ]
-        )
-    return rows
-
-
-_TELLING = (
-    "constant",
-    "larger",
-    "smaller",
-    "same",
-    "former",
-    "latter",
-    "front",
-    "behind",
-    "left",
-    "right",
-    "above",
-    "below",
-)
-
-
-@lru_cache(maxsize=65536)
-def _bucket(word: str) -> int:
-    return int(_hashed(word) * _WORD_BUCKETS)
-
-
-def _question_features(table: DataFrame) -> np.ndarray:
-    """(n,F) numbers that describe what a question says: its type first, its times, and which words are in it."""
-    rows = []
-    for kind, question in zip(table["type"], table["question"], strict=True):
-        times = [float(time) for time in _TIMES.findall(question)[:3]]
-        times += [-1.0] * (3 - len(times))
-        words = np.bincount([_bucket(word) for word in _WORDS.findall(question.lower())], minlength=_WORD_BUCKETS)
-        rows.append([_hashed(kind), *times, times[1] - times[0], times[2] - times[0], question.count("camera"), *words])
-    return np.array(rows)
-
-
-def _boosted(
-    seen: np.ndarray, asked: np.ndarray, train: DataFrame, options: np.ndarray, asks: np.ndarray, seed: int
-) -> np.ndarray:
-    """(n,4) scores of boosted trees over one row per option: its features (·,4,F) and its question's (·,Q)."""
-    from sklearn.ensemble import HistGradientBoostingClassifier
-    from threadpoolctl import threadpool_limits
-
-    def rows(option: np.ndarray, question: np.ndarray) -> np.ndarray:
-        return np.concatenate([option, np.repeat(question[:, None], 4, axis=1)], axis=-1).reshape(4 * len(option), -1)
-
-    model = HistGradientBoostingClassifier(max_iter=100, learning_rate=0.1, random_state=seed % 2**32)
-    # One thread: sums in the same order on every machine, and no spinning where the cores are busy.
-    with threadpool_limits(1):
-        model.fit(rows(seen, asked), _keyed(train))
-        return model.predict_proba(rows(options, asks))[:, 1].reshape(-1, 4)
-
-
-def _keyed(table: DataFrame) -> np.ndarray:
-    """(4n,) whether each option is the keyed one."""
-    keyed = np.array([_LETTERS.index(letter) for letter in table["answer"]])
-    return (np.arange(4) == keyed[:, None]).ravel()
-
-
-def _tokens(pair: tuple[str, str]) -> list[str]:
-    """N-grams of states of the option, words of the question, and the pairs of both."""
-    question, option = pair
-    states = states_of(option)
-    said = [f"n={len(states)}", f"first={states[0]}", f"last={states[-1]}", *{f"has={state}" for state in states}]
-    grams = ["=".join(states[start : start + n]) for n in (1, 2, 3) for start in range(len(states) - n + 1)]
-    words = _WORDS.findall(question.lower())
-    asked = sorted({*words, *(" ".join(two) for two in pairwise(words))})
-    return [*said, *grams, *(f"{word}&{part}" for word in asked for part in said)]
-
-
-def _words(train: DataFrame, held_out: DataFrame, seed: int) -> np.ndarray:
-    """(n,4) scores of a logistic regression over hashed n-grams of question and option."""
-    from sklearn.feature_extraction.text import HashingVectorizer
-    from sklearn.linear_model import LogisticRegression
-
-    vectorizer = HashingVectorizer(analyzer=_tokens, n_features=_TEXT_BUCKETS, norm="l2", alternate_sign=False)
-
-    def rows(table: DataFrame):
-        return vectorizer.transform(
-            (question, option)
-            for question, options in zip(table["question"], table["options"], strict=True)
-            for option in options
-        )
-
-    model = LogisticRegression(C=10.0, max_iter=200, solver="liblinear", random_state=seed % 2**32)
-    model.fit(rows(train), _keyed(train))
-    return model.decision_function(rows(held_out)).reshape(-1, 4)

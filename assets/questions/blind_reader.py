@@ -17,7 +17,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from assets.questions.row import FAMILIES, content_seed
+from assets.questions.row import FAMILIES, NON_TEMPLATE, content_seed
 from assets.questions.states import DIRECTION_STATES
 
 WORDS, PAIRS, HIDDEN, WIDTH = 256, 128, 64, 32
@@ -26,6 +26,7 @@ RATE, DECAY, DROPOUT = 3e-3, 0.05, 0.1
 TIME_UNIT = 10.0
 # Vectors are rounded before anything is decided on them, so that last-bit differences between processors vanish.
 DECIMALS = 3
+_FAMILIES = (*FAMILIES, NON_TEMPLATE[4:])
 _WORD = re.compile(r"[^\W\d_]+|\d+")
 
 
@@ -90,16 +91,17 @@ def _trained(
         torch.manual_seed(content_seed("networks", name) % 2**63)
         networks = torch.nn.ModuleList(_network(features.shape[1]) for features in (questions, answers))
         optimizer = torch.optim.AdamW(networks.parameters(), RATE, weight_decay=DECAY)
-        batches = sum(-(-len(pool) // BATCH) for pool in pools)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=max(epochs * batches, 2))
+        steps = epochs * len(_batches(pools, np.random.default_rng(0)))
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=max(steps, 2))
         questions, answers, said = map(torch.from_numpy, (questions, answers, said))
         for _ in range(epochs):
-            for batch in _batches(pools, rng):
+            for batch, pool in _batches(pools, rng):
                 products = networks[0](questions[batch]) @ networks[1](answers[batch]).T
+                beside = torch.from_numpy(pool[:, None] == pool)
                 # Whoever gave the same answer is right too.
-                same = said[batch][:, None] == said[batch]
-                right = products.masked_fill(~same, -torch.inf).logsumexp(1)
-                loss = (products.logsumexp(1) - right).mean()
+                same = beside & (said[batch][:, None] == said[batch])
+                offered = products.masked_fill(~beside, -torch.inf).logsumexp(1)
+                loss = (offered - products.masked_fill(~same, -torch.inf).logsumexp(1)).mean()
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
@@ -113,11 +115,18 @@ def _network(features: int):
     return nn.Sequential(nn.Linear(features, HIDDEN), nn.GELU(), nn.Dropout(DROPOUT), nn.Linear(HIDDEN, WIDTH))
 
 
-def _batches(pools: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
-    """Deal every stratum into batches of about equal size, in a drawn order."""
-    batches = []
+def _batches(pools: list[np.ndarray], rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Deal strata, large ones in equal parts, into batches in a drawn order: rows, and which part each is of."""
+    parts = []
     for pool in pools:
-        batches += np.array_split(rng.permutation(pool), -(-len(pool) // BATCH))
+        parts += np.array_split(rng.permutation(pool), -(-len(pool) // BATCH))
+    # Parts in the order of their sizes, whatever they are, so that the number of batches does not depend on the draw.
+    order = sorted(range(len(parts)), key=lambda index: -len(parts[index]))
+    ends = np.cumsum([len(parts[index]) for index in order])
+    batches = []
+    for together in np.split(np.array(order), np.flatnonzero(np.diff(ends // (2 * BATCH))) + 1):
+        rows = np.concatenate([parts[index] for index in together])
+        batches.append((rows, np.repeat(together, [len(parts[index]) for index in together])))
     return [batches[index] for index in rng.permutation(len(batches))]
 
 
@@ -131,15 +140,14 @@ def _vectors(networks, questions: np.ndarray, answers: np.ndarray) -> tuple[np.n
 
 def _question_features(rows: Sequence[dict]) -> np.ndarray:
     """(n, F) f32 of what a question says: its type, its words, its times."""
-    features = np.zeros((len(rows), 2 * len(FAMILIES) + 7 + WORDS), np.float32)
+    features = np.zeros((len(rows), 2 * len(_FAMILIES) + 7 + WORDS), np.float32)
     words = features[:, -WORDS:]
     for index, row in enumerate(rows):
         start, end, moment = row["interval_start"], row["interval_end"], row["viewpoint_time"]
-        family = FAMILIES.index(row["type"][4:])
-        features[index, 2 * family + (moment is None)] = 1
+        features[index, 2 * _FAMILIES.index(row["type"][4:]) + (moment is None)] = 1
         at = start if moment is None else moment
         times = (start, end, end - start, np.log(max(end - start, 1e-3)), at - start, at - end, at < start)
-        features[index, 2 * len(FAMILIES) :][:7] = np.array(times) / TIME_UNIT
+        features[index, 2 * len(_FAMILIES) :][:7] = np.array(times) / TIME_UNIT
         for word in _WORD.findall(row["question"].lower()):
             words[index, _bucket(word, WORDS)] = 1
     return features
@@ -148,13 +156,18 @@ def _question_features(rows: Sequence[dict]) -> np.ndarray:
 def _answer_features(rows: Sequence[dict]) -> np.ndarray:
     """(n, F) f32 of what an answer says: family, number of states, the first, the last, all, and what follows what."""
     states = len(DIRECTION_STATES)
-    features = np.zeros((len(rows), len(FAMILIES) + 1 + 3 * states + PAIRS), np.float32)
-    first, last, share = (features[:, len(FAMILIES) + 1 + k * states :][:, :states] for k in range(3))
+    features = np.zeros((len(rows), len(_FAMILIES) + 1 + 3 * states + PAIRS), np.float32)
+    first, last, share = (features[:, len(_FAMILIES) + 1 + k * states :][:, :states] for k in range(3))
     pairs = features[:, -PAIRS:]
     for index, row in enumerate(rows):
+        features[index, _FAMILIES.index(row["type"][4:])] = 1
+        features[index, len(_FAMILIES)] = len(row["states"]) / 4
+        if row["type"] == NON_TEMPLATE:
+            # Its answers are words (names, counts, times) whose numbers mean something within their pool only.
+            for word in _WORD.findall(" ".join(row["states"]).lower()):
+                pairs[index, _bucket(word, PAIRS)] = 1
+            continue
         sequence = [int(state) for state in row["meaning"].split(".")]
-        features[index, FAMILIES.index(row["type"][4:])] = 1
-        features[index, len(FAMILIES)] = len(sequence) / 4
         first[index, sequence[0]] = last[index, sequence[-1]] = 1
         for state in sequence:
             share[index, state] += 1 / len(sequence)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from assets.questions.blind_reader import read
 from assets.questions.options import Quad, letter_of, match_quads, stratum
 from assets.questions.parameters import QuestionParameters
-from assets.questions.row import QUESTIONS, TYPES, YIELD, content_seed, write_table
+from assets.questions.row import NON_TEMPLATE, QUESTIONS, TYPES, YIELD, content_seed, write_table
 from assets.questions.wording import answer_text
 from assets.videos.split import SplitParameters, split_of
 
@@ -101,11 +101,17 @@ def _finished(quad: Quad, member: int, rows: list[dict], split: str) -> dict:
     row = {name: value for name, value in rows[member].items() if name in QUESTIONS.names}
     return row | {
         "videoID": row["clip"],
-        "options": [answer_text(rows[other]["states"]) for other in quad.order],
+        "options": [_option(rows[other]) for other in quad.order],
         "answer": letter_of(quad, member),
         "split": split,
         "quad": quad.quad,
     }
+
+
+def _option(row: dict) -> str:
+    """A question's answer as an option: states in a row are numbered, the name of a thing or a count is not."""
+    bare = row["type"] == NON_TEMPLATE and not row["option_pool"].startswith("states ")
+    return row["states"][0] if bare else answer_text(row["states"])
 
 
 def build_questions(

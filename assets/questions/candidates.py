@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -13,19 +13,23 @@ import pyarrow.parquet as pq
 from assets.geometry.frames_of_reference import LEVEL_UP, viewer_from_world
 from assets.geometry.record import SceneRecord, load
 from assets.processes import processes
+from assets.questions.compositional import derive_compositional, rederive_program
 from assets.questions.parameters import QuestionParameters
 from assets.questions.pointing import Pointing
 from assets.questions.row import (
     CANDIDATES,
     DROPPED,
     GENERATOR_VERSION,
-    TYPES,
+    NON_TEMPLATE,
+    REFUSALS,
+    TEMPLATE_TYPES,
     content_id,
     content_seed,
     write_table,
 )
 from assets.questions.stability import noisy, shares
 from assets.questions.states import (
+    EVEN,
     NONE,
     STATE_TEXTS,
     Candidates,
@@ -39,6 +43,7 @@ from assets.questions.states import (
     series,
 )
 from assets.questions.wording import CAMERA, clean_names, question_text
+from assets.text_model import open_text_model
 
 RECORD_FIELDS = (
     "timestamps",
@@ -51,12 +56,10 @@ RECORD_FIELDS = (
 )
 # How often the number of kept candidates is looked at for stability at most.
 ATTEMPTS = 3
-# The longest described step of an interval takes at most so many times the shortest.
-EVEN = 1.25
 TWO_TARGETS = frozenset({"dis", "dir", "spd_comp"})
 # What stays true where the camera's own motion is unknown: what is compared within one instant or seen from something
 # that moves along. Speeds and headings against a frozen frame would need the camera's path.
-WITHOUT_POSES = frozenset(kind for kind in TYPES if kind.startswith("rel_") or kind == "abs_dis")
+WITHOUT_POSES = frozenset(kind for kind in TEMPLATE_TYPES if kind.startswith("rel_") or kind == "abs_dis")
 
 
 @dataclass(frozen=True)
@@ -88,10 +91,11 @@ class Clip:
 
 @dataclass(frozen=True)
 class Derived:
-    """Rows of one clip for the candidates table, and how many candidates were dropped per (type, reason)."""
+    """Rows of one clip, how many candidates were dropped per (type, reason), and what a text model said in vain."""
 
     rows: list[dict]
     dropped: list[dict]
+    refusals: list[dict] = field(default_factory=list)
 
 
 def scene_of(record: SceneRecord, heading_confidence: float) -> Scene:
@@ -136,7 +140,7 @@ def enumerate_candidates(
 
     Args:
         scene: one scene, K = 1.
-        kind: one of ``row.TYPES``.
+        kind: one of ``row.TEMPLATE_TYPES``.
         parameters: interval rules (with the stride of this scene) and the size of the pool.
         rng: chooses where the product of viewpoints, targets, moments and intervals exceeds the pool.
     """
@@ -283,8 +287,38 @@ def derive(record: SceneRecord, clip: str, shard: str, has_video: bool, paramete
     parameters = parameters.model_copy(update={"stride": stride_of(scene.times, parameters)})
     draws = noisy(scene, record.provenance.get("error_model", {}), parameters, content_seed(clip, "noise"))
     known = record.provenance.get("poses") != "unknown"
-    parts = [_derive_type(scene, draws, kind, about, parameters) for kind in TYPES if known or kind in WITHOUT_POSES]
-    return Derived([row for part in parts for row in part.rows], [row for part in parts for row in part.dropped])
+    kinds = [kind for kind in TEMPLATE_TYPES if known or kind in WITHOUT_POSES]
+    parts = [_derive_type(scene, draws, kind, about, parameters) for kind in kinds]
+    parts.append(Derived(*derive_compositional(scene, draws, about, parameters, known)))
+    derived = Derived([row for part in parts for row in part.rows], [row for part in parts for row in part.dropped])
+    if not parameters.language.text_model.model:
+        return derived
+    return _with_model(derived, scene, draws, about, parameters, known)
+
+
+def _with_model(
+    derived: Derived, scene: Scene, draws: Scene, about: Clip, parameters: QuestionParameters, known: bool
+) -> Derived:
+    """What was derived, with a text model's questions beside it and some of its questions in the model's words."""
+    from assets.questions.language import propose
+    from assets.questions.paraphrase import paraphrase
+
+    language = parameters.language
+    model = open_text_model(language.text_model)
+    proposed = propose(model, scene, draws, about, parameters, language, known)
+    rows = {row["qa_id"]: row for row in (*derived.rows, *proposed.rows)}
+    refusals = list(proposed.refusals)
+    chance = np.random.default_rng(content_seed(about.clip, "paraphrase"))
+    for row in [row for row in derived.rows if row["type"] != NON_TEMPLATE]:
+        if chance.random() >= language.paraphrase_share:
+            continue
+        text, refused = paraphrase(model, row, about.names, language)
+        refusals += refused
+        if text is not None:
+            del rows[row["qa_id"]]
+            identity = content_id(about.clip, row["type"], text, GENERATOR_VERSION)
+            rows[identity] = row | {"qa_id": identity, "question": text}
+    return Derived(list(rows.values()), derived.dropped, [asdict(refusal) for refusal in refusals])
 
 
 def _derive_type(scene: Scene, draws: Scene, kind: str, about: Clip, parameters: QuestionParameters) -> Derived:
@@ -379,6 +413,7 @@ def _rows(
         )
         row["stability"] = round(float(stability[index]), 4)
         row["meaning"] = key(said[index])
+        row["option_pool"] = None
         row["tolerated"] = sorted({key(sequence) for sequence in also_true(index)} - {row["meaning"]})
         rows.append(row)
     return rows, len(candidates) - len(stable)
@@ -447,6 +482,8 @@ def _evidence(kind: str, values: np.ndarray, times: np.ndarray, thresholds: Thre
 
 def rederive(row: dict) -> list[str]:
     """Derive the states of a row again from nothing but its evidence."""
+    if row["type"] == NON_TEMPLATE:
+        return rederive_program(row)
     evidence = json.loads(row["evidence"])
     values = np.array(evidence["values"], np.float64)[None, None]
     valid = np.ones(values.shape[1:3], bool)
@@ -471,7 +508,7 @@ def derive_shard(
     workers: int = 1,
     progress: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> dict[str, int]:
-    """Write candidates.parquet and dropped.parquet of one shard.
+    """Write candidates.parquet, dropped.parquet and refusals.parquet (what a text model said in vain) of one shard.
 
     Args:
         geometry_shard: folder of scene records ``<clip>.safetensors`` and of scenes.parquet, which says which of them
@@ -494,14 +531,18 @@ def derive_shard(
     work = partial(derive_file, shard=shard, frames=videos_shard / "frames", parameters=parameters)
     rows: list[dict] = []
     dropped: list[dict] = []
+    refusals: list[dict] = []
     for done, derived in enumerate(_mapped(work, paths, workers), start=1):
         rows += derived.rows
         dropped += derived.dropped
+        refusals += derived.refusals
         progress(done, len(paths), "questions derived")
     rows.sort(key=lambda row: (row["clip"], row["type"], row["qa_id"]))
     dropped.sort(key=lambda row: (row["clip"], row["type"], row["reason"]))
     write_table(rows, CANDIDATES, out / "candidates.parquet")
+    refusals.sort(key=lambda row: (row["clip"], row["reason"], row["said"]))
     write_table(dropped, DROPPED, out / "dropped.parquet")
+    write_table(refusals, REFUSALS, out / "refusals.parquet")
     return {"clips": len(paths), "candidates": len(rows)}
 
 

@@ -16,15 +16,13 @@ import pyarrow.parquet as pq
 
 from assets.questions.official_text import (
     LONGEST_TEXT,
-    NON_TEMPLATE,
-    OFFICIAL_TYPES,
     OfficialFormatError,
     Parts,
     infer_type,
     read_parts,
     unlabelled,
 )
-from assets.questions.row import LETTERS, QUESTIONS, write_table
+from assets.questions.row import LETTERS, NON_TEMPLATE, QUESTIONS, TYPES, write_table
 
 COLUMNS = ("videoID", "question", "options", "answer", "type")
 MOST_ROWS = 5_000_000
@@ -78,7 +76,7 @@ class Imported:
 
     Attributes:
         rows: mappings of ``COLUMNS`` (options without their letters, answer "A" to "D", type one of
-            ``OFFICIAL_TYPES``) and, from our own Hugging Face folders, every further column of ``row.QUESTIONS``.
+            ``TYPES``) and, from our own Hugging Face folders, every further column of ``row.QUESTIONS``.
         parts: of each row, in the same order.
         refused: rows that were skipped.
     """
@@ -203,7 +201,7 @@ def checked_row(raw: Mapping[str, Any]) -> dict[str, Any]:
     answer = _ANSWER.fullmatch(raw["answer"].strip())
     if not answer:
         raise BadRowError("answer is no letter A to D", raw["answer"])
-    if raw["type"] not in OFFICIAL_TYPES:
+    if raw["type"] not in TYPES:
         raise BadRowError("type is none of the 13", raw["type"])
     return {**raw, "options": _options(raw["options"]), "answer": answer[1]}
 

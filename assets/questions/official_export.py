@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 
 from assets.questions.data_card import data_card
 from assets.questions.official import BATCH, COLUMNS, OFFICIAL, BadRowError, Refused, checked_row, said, shown
-from assets.questions.official_text import NON_TEMPLATE, OfficialFormatError, labelled, unlabelled
-from assets.questions.row import LETTERS
+from assets.questions.official_text import OfficialFormatError, labelled, unlabelled
+from assets.questions.row import LETTERS, NON_TEMPLATE
 from assets.reuse import sha256_of
 
 FORMATS = ("parquet", "train_json", "conversations", "huggingface")

@@ -13,12 +13,10 @@ from itertools import groupby
 from typing import Any
 
 from assets.geometry.marks import JOINERS
-from assets.questions.row import FAMILIES, LETTERS, TYPES
+from assets.questions.row import FAMILIES, LETTERS, NON_TEMPLATE
 from assets.questions.states import DIRECTION_STATES, SPEED_STATES, TREND_STATES
 from assets.questions.wording import CAMERA
 
-NON_TEMPLATE = "non_temp"
-OFFICIAL_TYPES = tuple(dict.fromkeys((*TYPES, NON_TEMPLATE)))
 LONGEST_TEXT = 4096
 LONGEST_NAME = 128
 MOST_STATES = 64
@@ -183,7 +181,7 @@ def read_parts(kind: str, question: str, options: Sequence[str]) -> Parts:
     """Read a question of a known type.
 
     Args:
-        kind: one of ``OFFICIAL_TYPES``.
+        kind: one of ``row.TYPES``.
         question: its text.
         options: the four options, with or without their letters.
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from assets.questions.blind_reader import Reading
 from assets.questions.parameters import QuestionParameters
-from assets.questions.row import LETTERS, content_id, content_seed
+from assets.questions.row import LETTERS, NON_TEMPLATE, content_id, content_seed
 
 BLOCK = 2048
 _LENGTH, _START, _MOMENT, _ROLE, _CLASS, _SAME_CLIP, _EDIT = 4.0, 1.0, 0.5, 2.0, 0.5, 0.5, 1.0
@@ -39,8 +39,11 @@ def stratum(row: dict) -> tuple:
 
     Whether there are pixels (a quad goes whole into a release, or whole beside it), type, whether the camera or an
     agent looks, which targets are the camera or the viewpoint's own subject, number of states (1 or 2, exactly 3 to 6,
-    7 or more), and for directions and orientations that change the first state.
+    7 or more), and for directions and orientations that change the first state. Non-template questions bring their own
+    pool.
     """
+    if row["type"] == NON_TEMPLATE:
+        return row["has_video"], row["type"], row["option_pool"]
     special = tuple(
         role if role == "camera" else "own" if target == row["viewpoint_subject"] else ""
         for role, target in zip(row["target_roles"], row["targets"], strict=True)

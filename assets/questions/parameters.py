@@ -4,6 +4,29 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from assets.text_model import TextModelParameters
+
+MOST_PROPOSALS = 32
+
+
+class LanguageParameters(BaseModel):
+    """Questions and wordings that a text model proposes; nothing it says is taken unchecked."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    text_model: TextModelParameters = Field(default_factory=TextModelParameters, description="Where the model answers.")
+    proposals: int = Field(8, ge=0, le=MOST_PROPOSALS, description="Questions asked of the model per clip.")
+    free_text: bool = Field(
+        False, description="Also take questions that are no programs, if independent passes agree on the answer."
+    )
+    passes: int = Field(4, ge=2, le=16, description="Independent passes over noise draws that answer a free question.")
+    paraphrase_share: float = Field(
+        0.0, ge=0, le=1, description="Share of template questions that the model is asked to put in other words."
+    )
+    second_reading: bool = Field(
+        True, description="The model itself may read back a paraphrase whose words our own reader does not know."
+    )
+
 
 class QuestionParameters(BaseModel):
     """Parameters of question derivation; the thresholds default to the paper's (section 2 of its supplement)."""
@@ -88,3 +111,6 @@ class QuestionParameters(BaseModel):
         description="Names, and marks on the video where they are not unique; or boxes in the text as in the paper.",
     )
     name_length: int = Field(48, ge=8, description="Longest name of an object inside a question, characters.")
+    language: LanguageParameters = Field(
+        default_factory=LanguageParameters, description="Questions that a text model proposes; none without a model."
+    )

@@ -9,7 +9,9 @@ import pyarrow.parquet as pq
 
 GENERATOR_VERSION = "2"
 FAMILIES = ("dis", "dir", "ori", "spd", "spd_comp", "dir_pred")
-TYPES = tuple(f"{kind}_{family}" for kind in ("abs", "rel") for family in FAMILIES)
+TEMPLATE_TYPES = tuple(f"{kind}_{family}" for kind in ("abs", "rel") for family in FAMILIES)
+NON_TEMPLATE = "non_temp"
+TYPES = (*TEMPLATE_TYPES, NON_TEMPLATE)
 LETTERS = ("A", "B", "C", "D")
 
 _DERIVED = [
@@ -42,8 +44,10 @@ CANDIDATES = pa.schema(
         ("viewpoint_role", pa.string()),
         ("target_roles", pa.list_(pa.string())),
         ("target_classes", pa.list_(pa.string())),
+        ("option_pool", pa.string()),  # of a non-template question: those of one pool may share options
     ]
 )
+REFUSALS = pa.schema([("clip", pa.string()), ("reason", pa.string()), ("said", pa.string())])
 DROPPED = pa.schema([("clip", pa.string()), ("type", pa.string()), ("reason", pa.string()), ("count", pa.int64())])
 QUESTIONS = pa.schema(
     [

@@ -36,6 +36,8 @@ STATE_TEXTS = {
 }
 NONE = -1
 SIGNIFICANT_DIGITS = 6
+# The longest described step of an interval takes at most so many times the shortest.
+EVEN = 1.25
 
 
 @dataclass(frozen=True)

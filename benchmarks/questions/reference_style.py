@@ -30,16 +30,19 @@ def reference_style(rows: Sequence[dict], seed: int) -> list[dict]:
     """Give questions new options: their own right answer and three of described noise, in a drawn order.
 
     Args:
-        rows: candidate or finished rows, in any order, with ``states`` (N of them) and ``evidence``. A distractor's
-            length is drawn from max(1, N - 3) to N + 3; a prediction has one state, and so have its distractors.
-        seed: of every draw, together with a row's ``qa_id``.
+        rows: candidate or finished rows, in any order, with ``states`` (N of them) and ``evidence``. A wrong option's
+            length is drawn from max(1, N - 3) to N + 3.
+        seed: of every draw; what is drawn depends on the rows, not on their order.
 
     Returns:
-        The rows in the same order with new ``options`` and ``answer``, without ``quad`` (they share options no more).
+        The rows in the same order with new ``options`` and ``answer``, without ``quad`` (they share options no more),
+        and without predictions of a direction, whose wrong options the reference makes in another way.
     """
     groups = defaultdict(list)
     for index in sorted(range(len(rows)), key=lambda index: rows[index]["qa_id"]):
         evidence = json.loads(rows[index]["evidence"])
+        if evidence["family"] == "dir_pred":
+            continue
         # Noise lies far above what counts as standing still, so that scenes of all sizes share a describer.
         groups[evidence["family"], replace(Thresholds(**evidence["thresholds"]), still=0.0)].append(index)
     made: dict[int, dict] = {}
@@ -55,17 +58,16 @@ def reference_style(rows: Sequence[dict], seed: int) -> list[dict]:
                 "options": [options[place] for place in order],
                 "answer": LETTERS[int(np.flatnonzero(order == 0)[0])],
             }
-    return [made[index] for index in range(len(rows))]
+    return [made[index] for index in sorted(made)]
 
 
 def _described_noise(family: str, thresholds: Thresholds, count: int, rng: np.random.Generator) -> np.ndarray:
     """(count, L) merged states of independent random numbers; NONE behind the last."""
-    steps = 1 if family == "dir_pred" else STEPS
-    if family in ("dir", "ori", "dir_pred"):
-        values = rng.standard_normal((1, count, steps, 3))
+    if family in ("dir", "ori"):
+        values = rng.standard_normal((1, count, STEPS, 3))
     else:
-        values = rng.uniform(0.1, 1.0, (1, count, steps, *([2] if family == "spd_comp" else [])))
-    return merge(describe(family, values, np.ones((count, steps), bool), thresholds))[0]
+        values = rng.uniform(0.1, 1.0, (1, count, STEPS, *([2] if family == "spd_comp" else [])))
+    return merge(describe(family, values, np.ones((count, STEPS), bool), thresholds))[0]
 
 
 def _options(
@@ -74,11 +76,12 @@ def _options(
     """Return the right option, then three different ones from noise; more noise is drawn while those repeat."""
     never_changes = family == "spd_comp" and len(states) == 1
     options = [answer_text([ALWAYS[states[0]]] if never_changes else states)]
-    while len(options) < 4:
+    while True:
         for sequence in sequences:
             length = int(rng.integers(max(1, len(states) - LENGTH_SLACK), len(states) + LENGTH_SLACK + 1))
-            cut = [STATE_TEXTS[family][label] for label in sequence[:length] if label != NONE]
-            if len(options) < 4 and cut and answer_text(cut) not in options:
-                options.append(answer_text(cut))
+            wrong = answer_text([STATE_TEXTS[family][label] for label in sequence[:length] if label != NONE])
+            if wrong not in options:
+                options.append(wrong)
+            if len(options) == 4:
+                return options
         sequences = _described_noise(family, thresholds, DEALT, rng)
-    return options

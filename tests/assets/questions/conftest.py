@@ -5,6 +5,7 @@ import pytest
 
 from assets.geometry.record import unknown
 from assets.questions.parameters import QuestionParameters
+from assets.questions.row import NON_TEMPLATE
 
 LENGTH = 32
 CLASSES = ("robot", "car", "dog", "crate", "barrel")
@@ -68,6 +69,11 @@ def synthetic_record(number: int, length: int = LENGTH, seconds: float = 8.0):
             "frame_size": [0, 0],
         },
     )
+
+
+def of_templates(rows: list[dict]) -> list[dict]:
+    """The rows of the twelve template types."""
+    return [row for row in rows if row["type"] != NON_TEMPLATE]
 
 
 def split_by_number(clip: str) -> str:

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from assets.geometry.record import save
 from assets.questions.candidates import derive, derive_shard, rederive
 from assets.questions.parameters import QuestionParameters
-from assets.questions.row import CANDIDATES, TYPES
+from assets.questions.row import CANDIDATES, TEMPLATE_TYPES, TYPES
 from assets.questions.states import DIRECTION_STATES
 from benchmarks.questions import slow
 
-from .conftest import UP, clip_of, synthetic_record
+from .conftest import UP, clip_of, of_templates, synthetic_record
 
 STEADY = QuestionParameters(draws=2, min_stability=0.0, pool_per_type=10_000, candidates_per_type=20)
 
@@ -48,7 +48,7 @@ def test_evidence_rederives_every_answer(derived):
 
 
 def test_evidence_is_sorted_json_and_says_what_a_viewpoint_changes(derived):
-    for row in flat(derived):
+    for row in of_templates(flat(derived)):
         evidence = json.loads(row["evidence"])
         assert json.dumps(evidence, sort_keys=True) == row["evidence"]
         decorative = row["type"].endswith("_dis") or row["type"] in ("abs_spd", "abs_spd_comp")
@@ -77,7 +77,7 @@ def test_nothing_trivial_is_asked(derived):
 
 def test_intervals_keep_their_distance_from_each_other_and_from_the_end(derived, parameters):
     times = synthetic_record(0).timestamps
-    for row in flat(derived):
+    for row in of_templates(flat(derived)):
         first, last = np.searchsorted(times, [row["interval_start"] - 1e-4, row["interval_end"] - 1e-4])
         if row["type"].endswith("dir_pred"):
             assert row["visible_until"] == row["interval_start"] <= times[-1] - parameters.hidden_seconds
@@ -136,7 +136,7 @@ def test_a_clip_too_short_for_an_interval_is_not_asked_about():
 @pytest.mark.parametrize("length", [16, 32, 120])
 def test_densely_sampled_clips_are_described_in_steps_of_human_length(length, parameters):
     record = synthetic_record(4, length=length)
-    for row in rows_of(record, parameters):
+    for row in of_templates(rows_of(record, parameters)):
         times = np.array(json.loads(row["evidence"])["times"])
         assert len(row["states"]) >= 1
         if not row["type"].endswith("dir_pred"):
@@ -156,8 +156,8 @@ def test_unstable_answers_are_dropped_and_counted(parameters):
 
 
 def test_a_slow_plain_loop_derives_the_same_answers():
-    rows = [(record_of(n), row) for n in range(3) for row in rows_of(record_of(n))]
-    assert {row["type"] for _, row in rows} == set(TYPES)
+    rows = [(record_of(n), row) for n in range(3) for row in of_templates(rows_of(record_of(n)))]
+    assert {row["type"] for _, row in rows} == set(TEMPLATE_TYPES)
     wrong = [row["question"] for record, row in rows if slow.states(record, row) != row["states"]]
     # A number within rounding of a threshold may fall on either side.
     assert len(wrong) <= 0.002 * len(rows), wrong

@@ -14,7 +14,6 @@ from assets.questions.candidates import derive
 from assets.questions.official import COLUMNS, import_rows, import_summary, write_imported
 from assets.questions.official_export import FORMATS, export_questions
 from assets.questions.official_text import (
-    OFFICIAL_TYPES,
     Entity,
     OfficialFormatError,
     UnreadError,
@@ -26,10 +25,10 @@ from assets.questions.official_text import (
     unlabelled,
 )
 from assets.questions.parameters import QuestionParameters
-from assets.questions.row import LETTERS, QUESTIONS, TYPES, write_table
+from assets.questions.row import LETTERS, QUESTIONS, TEMPLATE_TYPES, TYPES, write_table
 from assets.questions.states import STATE_TEXTS
 from assets.questions.wording import answer_text, question_text
-from tests.assets.questions.conftest import clip_of, synthetic_record
+from tests.assets.questions.conftest import clip_of, of_templates, synthetic_record
 
 CAMERA = Entity("camera")
 TURNS = ["(1) Front.", "(1) Left.", "(1) Right.", "(1) Front|Left. (2) Front."]
@@ -241,7 +240,7 @@ def test_what_is_no_answer_of_the_type_is_unread(kind, text):
     assert "option B" in read_parts(kind, GROWS, [*TURNS[:1], text, *TURNS[2:]]).unread
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("kind", TEMPLATE_TYPES)
 def test_every_state_of_the_vocabulary_is_read_as_itself(kind):
     states = [state for state in STATE_TEXTS[kind[4:]] if state]
     assert [read_states(kind, answer_text([state])) for state in states] == [(state,) for state in states]
@@ -284,7 +283,8 @@ def test_hostile_text_is_bounded(text):
 def test_our_own_questions_are_read_whole():
     parameters = QuestionParameters(candidates_per_type=4, draws=2, pool_per_type=256)
     rows = [row for n in range(2) for row in derive(synthetic_record(n), clip_of(n), "s", True, parameters).rows]
-    assert {row["type"] for row in rows} == set(TYPES)
+    rows = of_templates(rows)
+    assert {row["type"] for row in rows} == set(TEMPLATE_TYPES)
     for row in rows:
         options = [answer_text(row["states"])] * 4
         parts = read_parts(row["type"], row["question"], options)
@@ -325,7 +325,7 @@ def test_a_box_outside_its_frame_is_refused(box, source):
 def test_every_real_row_is_read_whole(shared_data, name):
     imported = import_rows(shared_data / "benchmarks" / "dsr" / name)
     assert (len(imported.rows), imported.parsed, imported.refused) == (46, 46, [])
-    assert {row["type"] for row in imported.rows} == set(OFFICIAL_TYPES)
+    assert {row["type"] for row in imported.rows} == set(TYPES)
     assert all(infer_type(row["question"], row["options"]) == row["type"] for row in imported.rows)
     boxes = [entity.box for parts in imported.parts for entity in parts.targets if entity.box]
     moved = np.array([rescale_box(box, (640, 360), (1280, 720)) for box in boxes])
@@ -369,7 +369,7 @@ names = st.from_regex(r"[a-z]{1,6}( [a-z]{1,6})?", fullmatch=True).filter(
 
 @st.composite
 def template_rows(draw):
-    kind = draw(st.sampled_from(TYPES))
+    kind = draw(st.sampled_from(TEMPLATE_TYPES))
     start = draw(st.integers(0, 900)) / 10
     latter = draw(names) if kind[4:] in ("dis", "dir", "spd_comp") else None
     moment = draw(st.integers(0, 900)) / 10 if kind.startswith("abs") else None

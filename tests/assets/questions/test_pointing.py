@@ -9,7 +9,7 @@ from assets.questions.candidates import derive
 from assets.questions.official_text import read_parts
 from assets.questions.parameters import QuestionParameters
 from assets.questions.wording import answer_text, clean_names
-from tests.assets.questions.conftest import clip_of, synthetic_record
+from tests.assets.questions.conftest import clip_of, of_templates, synthetic_record
 
 PARAMETERS = QuestionParameters(candidates_per_type=6, draws=2, pool_per_type=256)
 SIZE = (90, 160)
@@ -35,7 +35,7 @@ def parts_of(row: dict):
 def rows_of(record, has_video=True, **other) -> list[dict]:
     rows = derive(record, clip_of(3), "shard-000000", has_video, PARAMETERS.model_copy(update=other)).rows
     assert len(rows) > 30
-    return rows
+    return of_templates(rows)
 
 
 def test_equal_names_are_told_apart_by_marks():
