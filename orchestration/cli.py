@@ -107,12 +107,79 @@ def audit() -> None:
 def ui(
     port: Annotated[int, typer.Option(help="Port of Dagster's pages.")] = 3000,
     mlflow_port: Annotated[int, typer.Option(help="Port of MLflow's pages.")] = 5000,
+    pages_port: Annotated[
+        int | None,
+        typer.Option(help="Port of the scene records in 3D; default: 3002, where Dagster's links to them lead."),
+    ] = None,
 ) -> None:
-    """Serve Dagster's pages, with its daemon, and MLflow's beside them, until interrupted."""
+    """Serve Dagster's pages, with its daemon, MLflow's and the scene records' beside them, until interrupted."""
     workspace = _open()
     from orchestration.ui import serve
 
-    raise typer.Exit(serve(workspace, port, mlflow_port))
+    raise typer.Exit(serve(workspace, port, mlflow_port, pages_port))
+
+
+@app.command()
+def show(
+    clip: Annotated[str, typer.Argument(help="Identity of the clip, its first digits (eight or more), or its name.")],
+    out: Annotated[Path | None, typer.Option(help="HTML file to write; default: reports/scenes/<clip>.html.")] = None,
+) -> None:
+    """Write a clip's scene record as a page to look at in 3D, and say where it lies."""
+    workspace = _open()
+    from orchestration.pages import find_clip, write_scene
+
+    print(os.path.relpath(write_scene(workspace, find_clip(workspace, clip), out)))
+
+
+@app.command("export")
+def export_(
+    out: Annotated[Path, typer.Argument(help="New folder to write to.")],
+    form: Annotated[
+        str, typer.Option("--format", help="parquet, train_json, conversations or huggingface.")
+    ] = "huggingface",
+    license: Annotated[str, typer.Option(help="Licence identifier for the data card.")] = "other",
+) -> None:
+    """Write the sealed release in an official format; a Hugging Face folder comes with its data card."""
+    workspace = _open()
+    from assets.questions.official_export import export_questions
+    from assets.splits.release import GEOMETRY_ONLY, SPLITS, release_page
+
+    release_page(workspace.splits)
+    names = [*SPLITS, GEOMETRY_ONLY] if form == "huggingface" else SPLITS
+    parts = {name: workspace.splits / f"{name}.parquet" for name in names}
+    for path in export_questions(parts, out, form, license):
+        print(path)
+
+
+@app.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(help="DSR Parquet or JSON file, or a folder of them.")],
+    out: Annotated[Path | None, typer.Option(help="Parquet file to write the rows and their parts to.")] = None,
+    strict: Annotated[bool, typer.Option(help="End at the first bad row.")] = False,
+) -> None:
+    """Read questions in an official format and say what was understood of them."""
+    from assets.questions.official import import_rows, import_summary, write_imported
+
+    imported = import_rows(source, skip_bad=not strict)
+    print(*import_summary(source, imported), sep="\n")
+    if out:
+        write_imported(imported, out)
+
+
+@app.command()
+def blind(source: Annotated[Path, typer.Argument(help="DSR Parquet or JSON file, or a folder of them.")]) -> None:
+    """Ask readers that never see a video the questions of any data set; being found out exits with 1."""
+    import pandas as pd
+
+    from assets.questions.official import import_rows
+    from validations.blind import OVERALL, audit_data_set
+
+    audit = audit_data_set(pd.DataFrame(import_rows(source).rows), seed=0)
+    for score in (score for score in audit.scores if score.type == OVERALL):
+        print(f"{score.reader:12} {score.accuracy:6.1%} of {score.n} ({score.low:.1%} to {score.high:.1%})")
+    verdict = audit.verdict()
+    print(verdict.reason)
+    raise typer.Exit(not verdict.passed)
 
 
 def _open(profile: str | None = None) -> Workspace:

@@ -1,4 +1,4 @@
-"""The pages: Dagster's webserver and daemon, and MLflow's server beside them."""
+"""The pages: Dagster's webserver and daemon, MLflow's server and the project's own pages beside them."""
 
 from __future__ import annotations
 
@@ -8,28 +8,41 @@ import subprocess
 import sys
 from pathlib import Path
 
+from assets.geometry.scene_page import PORT
 from assets.tracking import Tracking
 from assets.workspace import Workspace
 from orchestration.instance import open_instance
 
 
-def serve(workspace: Workspace, port: int, mlflow_port: int) -> int:
-    """Run both servers until one ends or the user interrupts; on the loopback interface only.
+def serve(workspace: Workspace, port: int, mlflow_port: int, pages_port: int | None = None) -> int:
+    """Run the servers until one ends or the user interrupts; on the loopback interface only.
+
+    Args:
+        workspace: whose pages.
+        port: of Dagster's pages.
+        mlflow_port: of MLflow's.
+        pages_port: of the project's own; None for that which links in metadata lead to.
 
     Returns:
         The exit status of the server that ended first, 0 after an interrupt.
     """
+    pages_port = pages_port or PORT
     open_instance(workspace)
     tracking = Tracking(workspace.root)
     tracking.prepare()
     tools = Path(sys.executable).parent
     dagster = f"dagster dev -m orchestration.definitions -h 127.0.0.1 -p {port}".split()
     mlflow = f"mlflow server --host 127.0.0.1 --port {mlflow_port} --workers 1 --backend-store-uri".split()
-    commands = [[str(tools / dagster[0]), *dagster[1:]], [str(tools / mlflow[0]), *mlflow[1:], tracking.uri]]
+    commands = [
+        [str(tools / dagster[0]), *dagster[1:]],
+        [str(tools / mlflow[0]), *mlflow[1:], tracking.uri],
+        [sys.executable, "-m", "orchestration.pages", str(pages_port)],
+    ]
     # The tracking server needs none of MLflow's background workers, which serve judges that this project has none of.
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     print(
-        f"Dagster http://127.0.0.1:{port}   MLflow http://127.0.0.1:{mlflow_port}   (Ctrl-C stops both)",
+        f"Dagster http://127.0.0.1:{port}   MLflow http://127.0.0.1:{mlflow_port}   "
+        f"scenes http://127.0.0.1:{pages_port}   (Ctrl-C stops all)",
         flush=True,
     )
     servers = [

@@ -27,6 +27,7 @@ def geometry(
     """Cameras, points, masks, tracks and orientation of every clip, or the reason why 3D was refused."""
     from assets.geometry.cache import estimate_shard
     from assets.geometry.record import load
+    from assets.geometry.scene_page import ADDRESS
     from assets.geometry.view import trajectories_from_above
     from validations.suites import validate
 
@@ -49,12 +50,16 @@ def geometry(
         "in_2d": int((scenes["status"] == "2d").sum()),
         "refused": int((scenes["status"] == "refused").sum()),
     }
+    metadata["all_scenes"] = dg.MetadataValue.url(f"{ADDRESS}/?shard={shard}")
     if len(in_3d):
         record = load(out / f"{in_3d.iloc[0]['clip']}.safetensors")
+        metadata["a_scene_in_3d"] = dg.MetadataValue.url(f"{ADDRESS}/scenes/{in_3d.iloc[0]['clip']}")
         metadata["trajectories_from_above"] = picture(
             trajectories_from_above(record), "image/png", "trajectories from above"
         )
     by_estimator = scenes["estimator"].value_counts().sort_index()
     metadata["estimators"] = table([{"estimator": name, "clips": int(n)} for name, n in by_estimator.items()])
-    metadata["scenes"] = frame_table(scenes, ["name", "estimator", "status", "reason", "objects", "moving"], 24)
+    scenes_shown = scenes.assign(page=ADDRESS + "/scenes/" + scenes["clip"])
+    columns = ["name", "estimator", "status", "reason", "objects", "moving", "page"]
+    metadata["scenes"] = frame_table(scenes_shown, columns, 24)
     return seal(context, workspace, metadata, check_results(validate("scenes", scenes)))

@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from assets.geometry.estimators import Clip, EstimateError, choose, provenance
+import models
+from assets.geometry import fitness
+from assets.geometry.estimators import ONE_PROCESS, Clip, EstimateError, SetupError, choose, provenance
 from assets.geometry.parameters import GeometryParameters
 from assets.geometry.record import SceneRecord, load, save, unknown
 from assets.processes import processes
@@ -24,11 +26,19 @@ from assets.reuse import SUFFIX, key_of, mark_reusable, reusable, sha256_of
 
 Progress = Callable[[int, int, str], None]
 
-SUMMARY_FIELDS = ("timestamps", "world_from_camera", "points", "confidence", "is_agent", "centers_world", "boxes")
+SUMMARY_FIELDS = ("timestamps", "points", "confidence", "is_agent", *fitness.FIELDS)
 
 
-# The link's own code decides a record too; how Dagster is told of it, and how a record is drawn, do not.
-CODE = [path for path in Path(__file__).parent.rglob("*.py") if path.name not in ("asset.py", "view.py")]
+# The link's own code decides a record too; how Dagster is told of it, how it is drawn and how it is judged do not.
+BESIDE = ("asset.py", "view.py", "scene_page.py", "fitness.py")
+CODE = [path for path in Path(__file__).parent.rglob("*.py") if path.name not in BESIDE]
+# So do the networks that an estimator runs.
+NETWORKS = {
+    "foundation": [
+        Path(models.__file__).parent / f"{name}.py"
+        for name in ("pi3", "grounded_sam", "orient_anything", "weights", "endpoint")
+    ]
+}
 
 
 @dataclass(frozen=True)
@@ -81,16 +91,16 @@ def estimate_clip(job: Job) -> None:
     row = job.clip.row
     chosen = choose(row, job.clip.companions, job.parameters)
     name, identity = (chosen[0], chosen[1].identity()) if chosen else ("none", "none")
-    key = _key(job, identity)
+    key = _key(job, name, identity)
     if reusable(job.destination, key):
         return
     try:
         if chosen is None:
-            raise EstimateError(f"no estimator of {', '.join(job.parameters.estimators)} supports {row['kind']} clips")
+            raise EstimateError(_unsupported(job))
         record = chosen[1].estimate(job.clip)
     except EstimateError as error:
         record = _refused(job, name, identity, str(error))
-    except (OSError, MemoryError):  # the machine's failure, not the clip's
+    except (SetupError, OSError, MemoryError):  # the machine's failure, not the clip's
         raise
     except Exception as error:  # a clip's failure is its outcome, and the shard goes on
         # Only the type: messages of libraries hold absolute paths, which must not reach a hashed file.
@@ -103,11 +113,11 @@ def summary(path: Path, row: Mapping[str, Any], shard: str, parameters: Geometry
     """The row of scenes.parquet of a saved record.
 
     ``parallax`` is the extent of the camera's path as share of the median depth of the points (NaN where unknown);
-    ``moving`` counts objects whose path in the world spans more than ``moving_share`` of their median distance.
+    the columns of fitness are those of ``fitness.judge``.
     """
     record = load(path, SUMMARY_FIELDS)
     known = record.provenance
-    in_world = known["poses"] != "unknown"
+    parallax = _parallax(record) if known["poses"] != "unknown" else float("nan")
     return {
         "clip": row["clip"],
         "shard": shard,
@@ -118,13 +128,13 @@ def summary(path: Path, row: Mapping[str, Any], shard: str, parameters: Geometry
         "status": known["status"],
         "reason": known["reason"],
         "objects": len(record.names),
-        "moving": int(_moving(record, parameters.moving_share).sum()) if in_world else 0,
         "agents": int(record.is_agent.sum()),
         "frames": len(record.timestamps),
         "seconds": float(record.timestamps[-1] - record.timestamps[0]) if len(record.timestamps) else 0.0,
-        "parallax": _parallax(record) if in_world else float("nan"),
+        "parallax": parallax,
         "metric": bool(known["metric"]),
         "poses": known["poses"],
+        **fitness.judge(record, row, parallax, parameters.moving_share, parameters.fitness),
     }
 
 
@@ -154,7 +164,16 @@ def _jobs(raw_shard: Path, videos_shard: Path, out: Path, parameters: GeometryPa
     return jobs
 
 
-def _key(job: Job, identity: str) -> str:
+def _unsupported(job: Job) -> str:
+    """Why no estimator is meant for the clip."""
+    names = job.parameters.estimators
+    reason = f"no estimator of {', '.join(names)} supports {job.clip.row['kind']} clips"
+    if "foundation" in names and not job.parameters.foundation.given:
+        reason += "; foundation has no weights, name them under geometry.foundation"
+    return reason
+
+
+def _key(job: Job, name: str, identity: str) -> str:
     """What the record was made from; another key means another record."""
     frames = job.clip.frames_file
     parts = {
@@ -162,9 +181,9 @@ def _key(job: Job, identity: str) -> str:
         "companions": job.companions,
         "frames": None if frames is None else sha256_of(frames),
         "estimator": identity,
-        "parameters": job.parameters.model_dump(mode="json"),
+        "parameters": job.parameters.deciding(),
     }
-    return key_of(parts, CODE)
+    return key_of(parts, [*CODE, *NETWORKS.get(name, ())])
 
 
 def _refused(job: Job, name: str, identity: str, reason: str) -> SceneRecord:
@@ -194,13 +213,30 @@ def _run(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, bool]]:
             estimate_clip(job)
             yield job, False
         return
+    alone = [job for job in jobs if _estimator(job) in ONE_PROCESS]
+    yield from _run_in_processes([job for job in jobs if _estimator(job) not in ONE_PROCESS], workers)
+    yield from _run_in_processes(alone, 1)
+
+
+def _estimator(job: Job) -> str | None:
+    chosen = choose(job.clip.row, job.clip.companions, job.parameters)
+    return chosen[0] if chosen else None
+
+
+def _run_in_processes(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, bool]]:
+    """As ``_run``, with as many processes as are given; a failure that is no clip's drops the clips that wait."""
+    if not jobs:
+        return
     left = dict(enumerate(jobs))
     with processes(workers) as pool:
         futures = {pool.submit(estimate_clip, job): i for i, job in left.items()}
         for future in as_completed(futures):
-            if isinstance(future.exception(), BrokenProcessPool):
+            error = future.exception()
+            if isinstance(error, BrokenProcessPool):
                 continue
-            future.result()
+            if error is not None:
+                pool.shutdown(cancel_futures=True)
+                raise error
             yield left.pop(futures[future]), False
     for job in left.values():
         with processes(1) as pool:
@@ -216,20 +252,6 @@ def _remove_strangers(out: Path, jobs: Sequence[Job]) -> None:
     for path in out.iterdir():
         if path.name.removesuffix(SUFFIX) not in owned and path.is_file():
             path.unlink()
-
-
-def _moving(record: SceneRecord, share: float) -> np.ndarray:
-    """(N,) whether the box around an object's path is longer than ``share`` of its median distance to the camera."""
-    if not len(record.names):
-        return np.zeros(0, bool)
-    centers = record.centers_world.astype(float)
-    seen = np.isfinite(centers).all(-1)
-    high = np.where(seen[..., None], centers, -np.inf).max(1)
-    low = np.where(seen[..., None], centers, np.inf).min(1)
-    extent = np.where(seen.any(1), np.linalg.norm(np.where(np.isfinite(high), high - low, 0.0), axis=-1), 0.0)
-    away = np.linalg.norm(centers - record.world_from_camera[None, :, :3, 3], axis=-1)
-    distance = np.array([np.median(d[np.isfinite(d)]) if np.isfinite(d).any() else np.inf for d in away])
-    return extent > share * distance
 
 
 def _parallax(record: SceneRecord) -> float:
@@ -248,6 +270,8 @@ def _write_table(rows: list[dict[str, Any]], out: Path) -> None:
         [(name, pa.string()) for name in ("clip", "shard", "name", "kind", "estimator", "version", "status", "reason")]
         + [(name, pa.int64()) for name in ("objects", "moving", "agents", "frames")]
         + [("seconds", pa.float64()), ("parallax", pa.float64()), ("metric", pa.bool_()), ("poses", pa.string())]
+        + [(name, pa.float64()) for name in ("smallest_share", "largest_share", "mount_share")]
+        + [("fit", pa.bool_()), ("unfit", pa.string())]
     )
     path = out / "scenes.parquet"
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -54,14 +54,32 @@ def trajectories_from_above(record: SceneRecord) -> bytes:
 
 def ground_plane(record: SceneRecord) -> np.ndarray:
     """(2, 3) world axes that run right and ahead of the first camera, level with the record's up."""
-    up = np.asarray(record.provenance.get("up_world") or LEVEL_UP, float)
-    up = up / np.linalg.norm(up)
+    return level_axes(record)[:2]
+
+
+def level_axes(record: SceneRecord) -> np.ndarray:
+    """(3, 3) orthonormal world axes: right and ahead of the first camera, level, and the record's up.
+
+    Where the record does not know up, or what it says is no direction, the first camera counts as held level.
+    """
+    up = _direction(record.provenance.get("up_world"))
     ahead = np.array([0.0, 0.0, 1.0]) - up[2] * up
     # A camera that looks straight down has no ahead; the top of its picture takes its place.
     if np.linalg.norm(ahead) < 1e-3:
         ahead = LEVEL_UP - (LEVEL_UP @ up) * up
     ahead = ahead / np.linalg.norm(ahead)
-    return np.stack([np.cross(ahead, up), ahead])
+    return np.stack([np.cross(ahead, up), ahead, up])
+
+
+def _direction(vector: object) -> np.ndarray:
+    """(3,) unit vector along what a record gives for up, else ``LEVEL_UP``."""
+    try:
+        up = np.asarray(vector, float)
+    except (TypeError, ValueError):
+        return LEVEL_UP
+    if up.shape != (3,) or not np.isfinite(up).all() or np.linalg.norm(up) < 1e-6:
+        return LEVEL_UP
+    return up / np.linalg.norm(up)
 
 
 def _arrows(axes, path: np.ndarray, forward: np.ndarray, color) -> None:

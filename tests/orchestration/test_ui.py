@@ -46,17 +46,20 @@ def answer(url: str, body: dict | None = None) -> str:
 @pytest.fixture(scope="module")
 def pages(finished):
     """Addresses of Dagster's and MLflow's pages over a finished workspace."""
-    ports = free_port(), free_port()
+    ports = free_port(), free_port(), free_port()
     server = subprocess.Popen(
-        [str(BIN / "dsr"), "ui", "--port", str(ports[0]), "--mlflow-port", str(ports[1])],
+        [
+            *[str(BIN / "dsr"), "ui", "--port", str(ports[0])],
+            *["--mlflow-port", str(ports[1]), "--pages-port", str(ports[2])],
+        ],
         cwd=finished,
         env=environment(finished),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    dagster, mlflow = (f"http://127.0.0.1:{port}" for port in ports)
+    dagster, mlflow, pages = (f"http://127.0.0.1:{port}" for port in ports)
     try:
-        for url in (f"{dagster}/server_info", f"{mlflow}/health"):
+        for url in (f"{dagster}/server_info", f"{mlflow}/health", f"{pages}/"):
             wait_for(url)
         yield dagster, mlflow
     finally:

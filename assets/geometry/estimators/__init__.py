@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,10 @@ from assets.geometry.record import SceneRecord
 
 class EstimateError(ValueError):
     """A clip that an estimator cannot turn into a record; the message is the reason that is recorded."""
+
+
+class SetupError(ValueError):
+    """What fails is the machine or the configuration (weights, card, endpoint) and no clip: the run has to stop."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +69,20 @@ class Estimator(Protocol):
         """Name and version; changes whenever the same clip could give another record."""
 
     def estimate(self, clip: Clip) -> SceneRecord:
-        """The clip's scene record; raises ``EstimateError`` with the reason where there is none."""
+        """The clip's scene record; raises ``EstimateError`` with the reason where there is none, ``SetupError`` where
+        no clip could be estimated.
+        """
 
 
 # Modules are imported when their estimator is chosen: OpenCV has no place in a process that only reads records.
-_CLASSES = {"rendered": "Rendered", "annotated": "Annotated", "classical": "Classical"}
+_CLASSES = {
+    "rendered": "Rendered",
+    "annotated": "Annotated",
+    "foundation": "Foundation",
+    "classical": "Classical",
+}
+# Estimators that hold large networks, which several processes would fight over one card for.
+ONE_PROCESS = frozenset({"foundation"})
 
 
 def build(name: str, parameters: GeometryParameters) -> Estimator:
@@ -96,12 +110,12 @@ def provenance(
     The error model is the expected noise: ``center`` as share of the distance from the camera, ``heading_deg`` in
     degrees, ``position_floor`` in scene units; None where there is nothing to be wrong about.
     """
-    tree = parameters.model_dump(mode="json")
+    tree = parameters.deciding()
     return {
         "estimator": estimator,
         "version": identity,
         "parameters": tree,
-        "parameters_hash": hashlib.sha256(parameters.model_dump_json().encode()).hexdigest(),
+        "parameters_hash": hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest(),
         "status": status,
         "reason": reason,
         "error_model": {"center": None, "heading_deg": None, "position_floor": None},
