@@ -7,8 +7,9 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from assets.geometry.estimators import Clip, EstimateError
-from assets.geometry.estimators.annotated import Annotated, numbered, read_kitti
+from assets.geometry.estimators.annotated import Annotated, numbered
 from assets.geometry.frames_of_reference import inverse, transform, viewer_from_world
+from benchmarks.geometry.truth import argoverse_headings, argoverse_records, kitti_overlaps
 
 SECOND = 1_000_000_000
 
@@ -141,69 +142,24 @@ def test_names_are_unique():
     assert numbered(["car", "dog", "car"]) == ["car 1", "dog 1", "car 2"]
 
 
-def av2_clip(folder: Path) -> Clip:
-    row = {"clip": "0" * 64, "shard": "shard-000000", "name": folder.name, "kind": "av2"}
-    return Clip(row, next(folder.glob("annotations*")), {"pose": folder / "city_SE3_egovehicle.feather"}, None)
-
-
-def test_real_things_drive_where_they_look(shared_data, parameters):
+def test_real_things_drive_where_they_look(shared_data):
     """Real Argoverse 2 logs: heading against the direction of motion in the world, for whatever moves."""
-    every = parameters.model_copy(update={"frames": 512, "max_objects": 256, "max_distance": 100.0})
-    angles = []
-    for folder in sorted((shared_data / "truth" / "av2").iterdir()):
-        record = Annotated(every).estimate(av2_clip(folder))
-        seconds = record.timestamps[10:] - record.timestamps[:-10]
-        step = record.centers_world[:, 10:] - record.centers_world[:, :-10]
-        length = np.linalg.norm(step, axis=-1)
-        cosine = (step * record.forward_world[:, 5:-5]).sum(-1) / np.maximum(length, 1e-9)
-        moving = (length / seconds > 1.0) & np.isfinite(cosine)
-        angles.append(np.degrees(np.arccos(np.clip(cosine[moving], -1, 1))))
+    angles = argoverse_headings(shared_data / "truth" / "av2")
+    assert len(angles) > 1000
+    assert np.median(angles) < 3.0
+
+
+def test_real_things_that_are_parked_stand_still_in_the_world(shared_data):
+    for record in argoverse_records(shared_data / "truth" / "av2"):
         parked = (np.nanmax(record.centers_world, 1) - np.nanmin(record.centers_world, 1)).max(-1) < 0.5
         assert parked.sum() > 10
-    assert len(np.concatenate(angles)) > 1000
-    assert np.median(np.concatenate(angles)) < 3.0
 
 
-def test_real_kitti_boxes_project_onto_their_pictures(shared_data, parameters):
+def test_real_kitti_boxes_project_onto_their_pictures(shared_data):
     """The 3D box around centre and heading, seen through the intrinsics, against the 2D box of the same label."""
-    overlaps = []
-    for labels in sorted((shared_data / "truth" / "kitti_tracking" / "label_02").glob("*.txt")):
-        every = parameters.model_copy(update={"frames": 512, "max_objects": 256, "max_distance": 1000.0})
-        clip = kitti_clip(labels, labels.parents[1] / "calib" / labels.name)
-        record = Annotated(every).estimate(clip)
-        numbers, _, _ = read_kitti(clip.primary, clip.companions["calibration"], every.frames)
-        sizes = _sizes(labels, record.provenance["tracks"], numbers)
-        overlaps.append(_overlaps(record, sizes))
-    assert len(np.concatenate(overlaps)) > 500
-    assert np.median(np.concatenate(overlaps)) >= 0.97
-
-
-def _sizes(labels: Path, tracks: list[str], numbers: np.ndarray) -> np.ndarray:
-    """(N, T, 3) length, height, width; NaN where a label is cut by the picture's edge or hidden."""
-    sizes = np.full((len(tracks), len(numbers), 3), np.nan)
-    for line in labels.read_text().splitlines():
-        parts = line.split()
-        if parts[1] in tracks and int(parts[0]) in numbers and parts[3] == parts[4] == "0":
-            height, width, length = map(float, parts[10:13])
-            sizes[tracks.index(parts[1]), np.searchsorted(numbers, int(parts[0]))] = length, height, width
-    return sizes
-
-
-def _overlaps(record, sizes: np.ndarray) -> np.ndarray:
-    """IoU of projected and labelled boxes where both exist."""
-    ahead = record.forward_world.astype(float)
-    down = np.array([0.0, 1.0, 0.0])
-    axes = np.stack([ahead, np.broadcast_to(down, ahead.shape), np.cross(ahead, down)], -2)
-    signs = np.stack(np.meshgrid([-0.5, 0.5], [-0.5, 0.5], [-0.5, 0.5]), -1).reshape(8, 3)
-    corners = record.centers_world[:, :, None] + np.einsum("kd,ntd,ntdc->ntkc", signs, sizes, axes)
-    pixels = np.einsum("tij,ntkj->ntki", record.intrinsics, corners)
-    usable = np.isfinite(pixels).all((-1, -2)) & (corners[..., 2] > 1).all(-1)
-    pixels = pixels[usable][..., :2] / pixels[usable][..., 2:]
-    found, known = np.concatenate([pixels.min(1), pixels.max(1)], -1), record.boxes[usable]
-    inner = np.minimum(found[:, 2:], known[:, 2:]) - np.maximum(found[:, :2], known[:, :2])
-    inner = inner.clip(0).prod(-1)
-    area = (found[:, 2:] - found[:, :2]).prod(-1) + (known[:, 2:] - known[:, :2]).prod(-1)
-    return inner / (area - inner)
+    overlaps = kitti_overlaps(shared_data / "truth" / "kitti_tracking")
+    assert len(overlaps) > 500
+    assert np.median(overlaps) >= 0.97
 
 
 def test_camera_relative_headings_survive_the_way_to_the_world(argoverse, parameters):

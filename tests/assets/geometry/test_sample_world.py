@@ -15,7 +15,7 @@ SHARD = "shard-000000"
 
 
 def test_things_of_the_sample_world_are_where_their_masks_are(tmp_path):
-    world = SampleWorldParameters(clips=2, width=96, height=72, seconds=3)
+    world = SampleWorldParameters(clips=2, width=96, height=72, fps=4, seconds=3)
     render_shard(SHARD, world, tmp_path / "raw" / SHARD)
     videos = tmp_path / "videos" / SHARD
     prepare_shard(
