@@ -13,7 +13,7 @@ COPIED = ("assets", "models", "validations", "orchestration", ".dvc/config", "dv
 # Small enough for the suite, large enough that every link has something to do.
 TINY = {
     "sample_world": {"clips": 12, "width": 96, "height": 72},
-    "questions": {"candidates_per_type": 12, "max_per_clip": 24, "draws": 4, "reader_epochs": 1},
+    "questions": {"candidates_per_type": 12, "max_per_clip": 24, "draws": 4, "reader_epochs": 1, "audit_steps": 20},
     "checkpoint": {"reading_steps": 4, "steps": 6, "checkpoint_every": 3, "log_every": 2},
     "benchmark": {"examples": 4},
 }

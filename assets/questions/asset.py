@@ -115,7 +115,7 @@ def questions(
         },
         [
             *check_results(validate("questions", rows, Limits(stability=question_parameters.min_stability))),
-            _blind_audit(rows),
+            _blind_audit(rows, question_parameters.audit_steps),
         ],
     )
 
@@ -129,7 +129,7 @@ def _write_manifest(workspace, shards: list[str]) -> None:
     os.replace(partial, workspace.questions / "manifest.json")
 
 
-def _blind_audit(rows: pd.DataFrame) -> dg.AssetCheckResult:
+def _blind_audit(rows: pd.DataFrame, most_steps: int) -> dg.AssetCheckResult:
     """What readers of text alone make of the rows: trained on the training side, scored on the rest."""
     from validations.blind import blind_audit
 
@@ -142,7 +142,7 @@ def _blind_audit(rows: pd.DataFrame) -> dg.AssetCheckResult:
             severity=dg.AssetCheckSeverity.WARN,
             description=f"no questions for {empty}: nothing can be said about shortcuts",
         )
-    audit = blind_audit(*sides, seed=0)
+    audit = blind_audit(*sides, seed=0, most_steps=most_steps)
     verdict = audit.verdict()
     giveaways = [{"reader": reader, **asdict(item)} for reader, items in audit.giveaways.items() for item in items]
     return dg.AssetCheckResult(

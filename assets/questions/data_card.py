@@ -71,6 +71,8 @@ def data_card(
         "computed again under draws from the geometry's measured error; answers that waver are dropped. Four "
         "questions share one set of four options, each the right answer of exactly one of them, so the options alone "
         "say nothing. Such a quad never crosses splits, and neither does a source video.",
+        "A thing whose name does not tell it from another is called by a mark, such as *car marked 2*: that number has "
+        "to be drawn on the video at the thing. Data made with `pointing: boxes` need no marks.",
         _made(tables),
         "## Questions",
         _counts(tables),

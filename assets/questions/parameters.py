@@ -102,6 +102,9 @@ class QuestionParameters(BaseModel):
     reader_gap: float = Field(
         0.08, gt=0, le=1, description="A quad is kept only if that reader's beliefs about its questions differ by less."
     )
+    audit_steps: int = Field(
+        2000, ge=1, description="Most steps in which the blind audit's text transformer learns; small tables take fewer."
+    )
     type_balance: float = Field(
         1.5, ge=1, description="A type keeps at most this many times the median type's quads within a split."
     )

@@ -16,7 +16,7 @@ EDGES = {
     "quarantine": {"videos"},
     "geometry": {"raw_videos", "videos"},
     "candidates": {"videos", "geometry"},
-    "questions": {"candidates"},
+    "questions": {"videos", "candidates"},
     "splits": {"questions", "videos", "geometry"},
     "checkpoint": {"splits"},
     "benchmark": {"checkpoint", "splits"},
@@ -81,7 +81,8 @@ def test_groups_stand_in_chain_order(definitions, workspace):
 def test_checks_that_guard_the_data_sets_block(definitions):
     graph = definitions.resolve_asset_graph()
     blocking = {(key.asset_key.to_user_string(), key.name) for key in graph.asset_check_keys if graph.get(key).blocking}
-    assert blocking == {(asset, "must_hold") for asset in ("videos", "geometry", "questions", "splits")}
+    tables = {(asset, "must_hold") for asset in ("videos", "geometry", "questions", "splits")}
+    assert blocking == {*tables, ("questions", "blind_audit")}
 
 
 def test_a_code_change_changes_the_code_version_of_its_link_and_of_no_other(workspace):
