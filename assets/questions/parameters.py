@@ -103,7 +103,7 @@ class QuestionParameters(BaseModel):
         0.08, gt=0, le=1, description="A quad is kept only if that reader's beliefs about its questions differ by less."
     )
     audit_steps: int = Field(
-        2000, ge=1, description="Most steps in which the blind audit's text transformer learns; small tables take fewer."
+        2000, ge=1, description="Most steps in which the text transformer of the blind audit learns."
     )
     type_balance: float = Field(
         1.5, ge=1, description="A type keeps at most this many times the median type's quads within a split."
