@@ -72,9 +72,11 @@ def frame_shares(record: SceneRecord) -> np.ndarray:
         return np.full(record.boxes.shape[:2], np.nan)
     corners = np.clip(record.boxes.astype(float), 0, [width, height, width, height])
     areas = np.prod(corners[..., 2:] - corners[..., :2], axis=-1)
-    known = [(i, t) for i, row in enumerate(record.masks) for t, mask in enumerate(row) if mask is not None]
-    if known:
-        areas[tuple(np.transpose(known))] = coco.area([record.masks[i][t] for i, t in known])
+    for i, row in enumerate(record.masks):
+        # One at a time: pycocotools 2.0.11 counts the masks of a call in 8 bits.
+        for t, mask in enumerate(row):
+            if mask is not None:
+                areas[i, t] = coco.area(mask)
     return np.where(areas > 0, areas / (height * width), np.nan)
 
 

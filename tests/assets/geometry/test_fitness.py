@@ -65,6 +65,16 @@ def test_a_mask_knows_its_area_better_than_its_box():
     assert verdict(scene({"a": going(40, 40)}, masks=masks))["largest_share"] == 0.01
 
 
+def test_a_crowd_is_measured_like_a_few():
+    """More than 255 masks in one record."""
+    names = [f"thing {n}" for n in range(30)]
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[10:22, 10:30] = True
+    found = verdict(scene({name: going(20, 12) for name in names}, masks=[[encode_mask(mask)] * FRAMES] * len(names)))
+    assert found["moving"] == len(names)
+    assert found["smallest_share"] == found["largest_share"] == 0.05
+
+
 def test_where_poses_are_known_the_world_says_what_moves():
     still = np.tile([0.0, 0.0, 10.0], (FRAMES, 1))
     moves = still + np.linspace(0, 1, FRAMES)[:, None]
