@@ -147,8 +147,26 @@ def export_(
     release_page(workspace.splits)
     names = [*SPLITS, GEOMETRY_ONLY] if form == "huggingface" else SPLITS
     parts = {name: workspace.splits / f"{name}.parquet" for name in names}
-    for path in export_questions(parts, out, form, license):
+    audit = _blind_figures([parts[name] for name in SPLITS]) if form == "huggingface" else []
+    for path in export_questions(parts, out, form, license, audit):
         print(path)
+
+
+def _blind_figures(splits: list[Path]) -> list[dict[str, object]]:
+    """For the data card: what readers of text alone, taught by the first split, get right in the others."""
+    import pandas as pd
+
+    from validations.blind import OVERALL, blind_audit
+
+    train, *others = map(pd.read_parquet, splits)
+    held_out = pd.concat(others)
+    if not len(train) or not len(held_out):
+        return []
+    scores = [score for score in blind_audit(train, held_out, seed=0).scores if score.type == OVERALL]
+    return [
+        {"reader": score.reader, "accuracy": score.accuracy, "low": score.low, "high": score.high, "n": score.n}
+        for score in scores
+    ]
 
 
 @app.command("import")

@@ -65,17 +65,15 @@ def read(rows: Sequence[dict], groups: Sequence[Hashable], strata: Sequence[Hash
         return reading
     questions, answers = _question_features(rows), _answer_features(rows)
     said = np.unique([row["meaning"] for row in rows], return_inverse=True)[1]
-    by_group, learned_from = defaultdict(list), defaultdict(lambda: defaultdict(list))
-    for index, (group, stratum) in enumerate(zip(groups, strata, strict=True)):
-        by_group[group].append(index)
-        learned_from[group][stratum].append(index)
-    for name in names:
-        pools = defaultdict(list)
-        for other in names:
-            for stratum, indices in learned_from[other].items() if other != name else ():
-                pools[stratum] += indices
-        networks = _trained(questions, answers, said, [np.array(pool) for pool in pools.values()], epochs, str(name))
-        own = np.array(by_group[name])
+    group = np.array([names.index(name) for name in groups])
+    pools = defaultdict(list)
+    for index, stratum in enumerate(strata):
+        pools[stratum].append(index)
+    for number, name in enumerate(names):
+        others = [indices[group[indices] != number] for indices in map(np.array, pools.values())]
+        learned = [indices for indices in others if len(indices)]
+        networks = _trained(questions, answers, said, learned, epochs, str(name))
+        own = np.flatnonzero(group == number)
         reading.asked[own], reading.answered[own] = _vectors(networks, questions[own], answers[own])
     return reading
 

@@ -130,6 +130,34 @@ def row_of(finding: Finding, numbers: Measured, about: "Clip") -> dict:
     question = program_question(program, called)
     start, end = interval(program)
     targets = _targets(program)
+    return non_template_row(
+        about,
+        question,
+        targets,
+        (start, end),
+        viewpoint_kind="rel" if view_of(program) is None else "abs",
+        viewpoint_time=view_of(program),
+        states=texts(program, answer.labels[0], [called(name) for name in about.names]),
+        evidence=_evidence(finding, numbers, called, about),
+        stability=round(finding.stability, 4),
+        meaning=finding.meaning,
+        tolerated=finding.tolerated,
+        option_pool=finding.option_pool,
+    )
+
+
+def non_template_row(
+    about: "Clip", question: str, targets: list[str], span: tuple[float, float], **derived: object
+) -> dict:
+    """A row as ``row.CANDIDATES`` has it, of a question that the camera is asked.
+
+    Args:
+        about: what all rows of the clip share.
+        question: the text.
+        targets: names of the things it is about.
+        span: start and end of its interval, s.
+        derived: the columns that depend on how the answer was found.
+    """
     entities = [about.names.index(name) for name in targets]
     return {
         "qa_id": content_id(about.clip, NON_TEMPLATE, question, GENERATOR_VERSION),
@@ -137,25 +165,18 @@ def row_of(finding: Finding, numbers: Measured, about: "Clip") -> dict:
         "shard": about.shard,
         "type": NON_TEMPLATE,
         "question": question,
-        "viewpoint_kind": "rel" if view_of(program) is None else "abs",
         "viewpoint_subject": CAMERA,
-        "viewpoint_time": view_of(program),
+        "viewpoint_role": CAMERA,
         "targets": targets,
-        "interval_start": start,
-        "interval_end": end,
-        "states": texts(program, answer.labels[0], [called(name) for name in about.names]),
-        "evidence": _evidence(finding, numbers, called, about),
-        "stability": round(finding.stability, 4),
+        "target_roles": [about.roles[entity] for entity in entities],
+        "target_classes": [about.classes[entity] for entity in entities],
+        "interval_start": span[0],
+        "interval_end": span[1],
         "visible_until": None,
         "has_video": about.has_video,
         "estimator": about.estimator,
         "generator_version": GENERATOR_VERSION,
-        "meaning": finding.meaning,
-        "tolerated": finding.tolerated,
-        "viewpoint_role": CAMERA,
-        "target_roles": [about.roles[entity] for entity in entities],
-        "target_classes": [about.classes[entity] for entity in entities],
-        "option_pool": finding.option_pool,
+        **derived,
     }
 
 

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from assets.questions.compositional import find, measured, row_of
+from assets.questions.compositional import find, measured, non_template_row, row_of
 from assets.questions.evaluation import QUARTERS
 from assets.questions.official_text import Parts, read_parts
 from assets.questions.parameters import MOST_PROPOSALS, LanguageParameters, QuestionParameters
 from assets.questions.programs import MOTION, SIGNATURES, ProgramError, parse
-from assets.questions.row import GENERATOR_VERSION, NON_TEMPLATE, content_id
+from assets.questions.row import NON_TEMPLATE, content_id
 from assets.questions.states import Scene
 from assets.questions.wording import CAMERA
 
@@ -288,36 +288,23 @@ def _vocabulary(answer: Any, targets: list[str], about: "Clip") -> tuple[str, st
 def _free_row(
     question: str, asked: Parts, targets: list[str], words: str, meaning: str, share: float, about: "Clip"
 ) -> dict:
-    entities = [about.names.index(name) for name in targets]
     kind = "quarter" if words in QUARTERS else "thing" if words in targets else "count"
     # Free texts share options only with free texts about the same things, which is what can be told of their form.
     pool = content_id("free", kind, about.clip if kind == "thing" else "", *map(str, sorted(targets)))
-    return {
-        "qa_id": content_id(about.clip, NON_TEMPLATE, question, GENERATOR_VERSION),
-        "clip": about.clip,
-        "shard": about.shard,
-        "type": NON_TEMPLATE,
-        "question": question,
-        "viewpoint_kind": "rel",
-        "viewpoint_subject": CAMERA,
-        "viewpoint_time": None,
-        "targets": targets,
-        "interval_start": asked.interval[0],
-        "interval_end": asked.interval[1],
-        "states": [words],
-        "evidence": json.dumps({"free_text": True, "agreeing_share": round(share, 4)}, sort_keys=True),
-        "stability": round(share, 4),
-        "visible_until": None,
-        "has_video": about.has_video,
-        "estimator": about.estimator,
-        "generator_version": GENERATOR_VERSION,
-        "meaning": meaning,
-        "tolerated": [],
-        "viewpoint_role": CAMERA,
-        "target_roles": [about.roles[entity] for entity in entities],
-        "target_classes": [about.classes[entity] for entity in entities],
-        "option_pool": f"{kind} {pool}",
-    }
+    return non_template_row(
+        about,
+        question,
+        targets,
+        asked.interval,
+        viewpoint_kind="rel",
+        viewpoint_time=None,
+        states=[words],
+        evidence=json.dumps({"free_text": True, "agreeing_share": round(share, 4)}, sort_keys=True),
+        stability=round(share, 4),
+        meaning=meaning,
+        tolerated=[],
+        option_pool=f"{kind} {pool}",
+    )
 
 
 def fit_text(text: Any) -> str:

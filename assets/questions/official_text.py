@@ -21,8 +21,6 @@ LONGEST_TEXT = 4096
 LONGEST_NAME = 128
 MOST_STATES = 64
 MOST_SPLITS = 16
-# How far a box may reach over the edge of its frame, as a share of the frame: detectors do, by a pixel or two.
-OVER_THE_EDGE = 0.02
 
 _TIME = r"([0-9]{1,6}(?:\.[0-9]{1,6})?)"
 _UNIT = r"(?:seconds|second|secs|sec|s)\b"
@@ -469,47 +467,3 @@ def _direction(meant: tuple[str, ...], said: str) -> str:
     if len(named) != len(meant) or (state := "|".join(named)) not in DIRECTION_STATES:
         raise UnreadError(f"{said[:40]!r} is no direction")
     return state
-
-
-def rescale_box(
-    box: Sequence[float], source: tuple[int, int], target: tuple[int, int]
-) -> tuple[float, float, float, float]:
-    """Move a box from the frame it was given in to another size of the same picture.
-
-    Args:
-        box: (x1, y1, x2, y2), pixels of the source frame.
-        source: width and height of the frame the box was given in.
-        target: width and height of the clip's frame.
-
-    Returns:
-        The box in pixels of the target frame, clipped to it.
-
-    Raises:
-        OfficialFormatError: the box does not lie in the source frame, or a frame has no size.
-    """
-    if min(*source, *target) <= 0:
-        raise OfficialFormatError(
-            f"frame sizes {source} and {target} must be positive; give width and height in pixels"
-        )
-    scaled = []
-    for index, side in enumerate(box):
-        size, wanted = source[index % 2], target[index % 2]
-        if not -OVER_THE_EDGE * size <= side <= (1 + OVER_THE_EDGE) * size:
-            raise OfficialFormatError(
-                f"box {list(box)} lies outside a {source[0]}x{source[1]} frame; give its real frame size"
-            )
-        scaled.append(min(max(side * wanted / size, 0.0), float(wanted)))
-    return tuple(scaled)
-
-
-def rescale_text(text: str, source: tuple[int, int], target: tuple[int, int]) -> str:
-    """Rewrite every box in a question or option for another frame size, rounded to whole pixels.
-
-    Args and errors are those of ``rescale_box``.
-    """
-
-    def moved(found: re.Match) -> str:
-        box = rescale_box([float(side) for side in found.groups()], source, target)
-        return f"[{','.join(str(round(side)) for side in box)}]"
-
-    return _BOX.sub(moved, text)

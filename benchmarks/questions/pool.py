@@ -26,7 +26,7 @@ REAL_TRAINING = ("av2 3b3570b4-7b0b-3268-a571-b0889dbf40b6", "kitti 0001", "kitt
 
 @dataclass(frozen=True)
 class Pool:
-    """Candidates of some scenes, the questions made of them, and who may be learned from."""
+    """Candidates of some scenes, and the questions made of them."""
 
     candidates: list[dict]
     questions: list[dict]

@@ -31,7 +31,7 @@ def seconds_per_question(world: SampleWorldParameters) -> float:
         start, end = np.sort(rng.choice(FRAMES - 2, 2, replace=False))
         distances = [
             float(np.linalg.norm(_center(points, valid, masks[former], f) - _center(points, valid, masks[latter], f)))
-            for f in range(start, max(end, start + 4) + 1)
+            for f in range(start, min(max(end, start + 4), FRAMES - 1) + 1)
         ]
         options = [slow.trend(distances), *(slow.trend(list(rng.uniform(0.5, 2, len(distances)))) for _ in range(3))]
         rng.permutation(len(options))

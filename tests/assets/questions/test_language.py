@@ -2,7 +2,6 @@
 
 import json
 import random
-import threading
 
 import pytest
 
@@ -11,7 +10,7 @@ from assets.questions.language import mentions, propose, table
 from assets.questions.parameters import MOST_PROPOSALS, LanguageParameters
 from assets.questions.paraphrase import paraphrase
 from models.endpoint import Endpoint
-from tests.models.test_endpoint import Server, completion
+from tests.models.test_endpoint import completion, serving
 
 from .test_compositional import NAMES, clip
 
@@ -23,11 +22,8 @@ VIEW = "Between 1.0s and 6.0s, following the perspective of camera, "
 
 @pytest.fixture
 def server():
-    server = Server()
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with serving() as server:
+        yield server
 
 
 @pytest.fixture
