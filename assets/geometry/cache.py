@@ -36,7 +36,7 @@ CODE = [path for path in Path(__file__).parent.rglob("*.py") if path.name not in
 NETWORKS = {
     "foundation": [
         Path(models.__file__).parent / f"{name}.py"
-        for name in ("pi3", "grounded_sam", "orient_anything", "weights", "endpoint")
+        for name in ("pi3", "grounded_sam", "orient_anything", "online_prior", "pixels", "weights", "endpoint")
     ]
 }
 

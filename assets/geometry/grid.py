@@ -24,3 +24,14 @@ def grid_size(height: int, width: int, side: int) -> tuple[int, int]:
     """(rows, columns) of a grid over an image, longest side ≤ ``side``, never finer than pixels."""
     scale = min(1.0, side / max(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def block_means(values: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """(rows, columns) means of an (H, W) map over the blocks of a grid; a pixel belongs where its centre lies."""
+    upper, left = membership(values.shape[0], rows), membership(values.shape[1], columns)
+    return upper.T @ values @ left / np.maximum(np.outer(upper.sum(0), left.sum(0)), 1)
+
+
+def membership(fine: int, coarse: int) -> np.ndarray:
+    """(fine, coarse) 0/1: which coarse cell the centre of each fine one falls into."""
+    return np.eye(coarse)[np.floor((np.arange(fine) + 0.5) * coarse / fine).astype(int)]

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from assets.geometry.frames_of_reference import transform
-from assets.geometry.grid import grid_size, sample_cells
+from assets.geometry.grid import grid_size, membership, sample_cells
 from assets.geometry.record import SceneRecord, decode_mask, rounded
 
 if TYPE_CHECKING:
@@ -75,35 +75,17 @@ def with_prior(record: SceneRecord, frames: np.ndarray, side: int) -> SceneRecor
 
 
 def stacked(tokens: torch.Tensor) -> np.ndarray:
-    """Tokens as the published model reads them: 2 frames x 2 x 2 neighbours side by side, zeros beyond the edge.
+    """``models.online_prior.stacked`` of (T, h, w, C) tokens, as bits of bfloat16 in u16."""
+    from models import online_prior
 
-    Args:
-        tokens: (T, h, w, C).
-
-    Returns:
-        (ceil(T/2), ceil(h/2), ceil(w/2), 8 C) bits of bfloat16 as u16; channels in the order frame, row, column, token
-        channel.
-    """
-    import torch
-
-    frames, rows, columns = tokens.shape[:3]
-    padded = torch.nn.functional.pad(tokens, (0, 0, 0, columns % 2, 0, rows % 2, 0, frames % 2))
-    blocks = padded.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).unflatten(0, (-1, 2))
-    return _bfloat16_bits(blocks.permute(0, 2, 4, 1, 3, 5, 6).flatten(3))
+    return _bfloat16_bits(online_prior.stacked(tokens))
 
 
 def pooled(tokens: torch.Tensor, side: int) -> np.ndarray:
-    """Means of (T, h, w, C) tokens over 2 frames and the cells of a grid with longest side ``side``.
+    """``models.online_prior.pooled`` of (T, h, w, C) tokens, as bits of bfloat16 in u16."""
+    from models import online_prior
 
-    Returns:
-        (ceil(T/2), h', w', C) bits of bfloat16 as u16; an odd last frame stands alone.
-    """
-    import torch
-
-    grid = grid_size(*tokens.shape[1:3], side)
-    cells = torch.nn.functional.adaptive_avg_pool2d(tokens.float().permute(0, 3, 1, 2), grid)
-    cells = torch.cat([cells, cells[-1:]]) if len(cells) % 2 else cells
-    return _bfloat16_bits(cells.unflatten(0, (-1, 2)).mean(1).permute(0, 2, 3, 1))
+    return _bfloat16_bits(online_prior.pooled(tokens, side))
 
 
 def _bfloat16_bits(values: torch.Tensor) -> np.ndarray:
@@ -150,14 +132,9 @@ def _pooled(values: np.ndarray, height: int, width: int) -> np.ndarray:
     """Sum (T, h, w, C) over a coarser (height, width) grid; a value belongs to the cell under its centre."""
     if 0 in values.shape[1:3]:
         return np.zeros((len(values), height, width, values.shape[-1]))
-    rows = _membership(values.shape[1], height)
-    columns = _membership(values.shape[2], width)
+    rows = membership(values.shape[1], height)
+    columns = membership(values.shape[2], width)
     return np.einsum("thwc,hi,wj->tijc", values, rows, columns, optimize=True)
-
-
-def _membership(fine: int, coarse: int) -> np.ndarray:
-    """(fine, coarse) 0/1: which coarse cell the centre of each fine one falls into."""
-    return np.eye(coarse)[np.floor((np.arange(fine) + 0.5) * coarse / fine).astype(int)]
 
 
 def _merged(values: np.ndarray) -> np.ndarray:

@@ -3,6 +3,8 @@
 A record is a safetensors file: tensors are read lazily from a memory map, everything that is not a tensor (names,
 classes, marks, provenance, a digest of the tensors) is JSON under the single metadata key ``record``. Floats are
 rounded before they are stored (``DECIMALS``), so that last-bit differences between processors do not change the bytes.
+Beside the fields of ``SceneRecord`` the file holds ``prior_cover``, where in the prior features each object is: it
+follows from the masks, and whoever trains on the features needs it without the masks.
 """
 
 from __future__ import annotations
@@ -18,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
+from assets.geometry.grid import block_means
 from assets.geometry.marks import marks_of
 
-FORMAT = 2
+FORMAT = 3
 STATUSES = ("3d", "2d", "refused")
 
 # Decimals kept per field; points, confidence and prior_features are rounded by their type.
@@ -246,6 +249,26 @@ def box_of(mask: np.ndarray) -> np.ndarray:
     return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], float)
 
 
+def prior_cover(masks: list[list[Mask | None]], grid: tuple[int, int, int]) -> np.ndarray:
+    """How much of each cell of the prior features each object covers.
+
+    Args:
+        masks: (N, T) as in ``SceneRecord``.
+        grid: T', h', w' of the prior features; slots of time merge T / T' neighbouring frames.
+
+    Returns:
+        (N, T', h', w') u8, 255 where an object covers a cell in all of the slot's frames.
+    """
+    slots, rows, columns = grid
+    shares = np.zeros((len(masks), *grid))
+    for thing, over_time in enumerate(masks):
+        merged = -(-len(over_time) // max(slots, 1))
+        for frame, mask in enumerate(over_time if shares.size else []):
+            if mask is not None:
+                shares[thing, frame // merged] += block_means(decode_mask(mask), rows, columns) / merged
+    return np.round(255 * np.minimum(shares, 1)).astype(np.uint8)
+
+
 def save(record: SceneRecord, path: Path) -> None:
     """Write the record to ``path``: same record, same bytes; the file appears whole or not at all.
 
@@ -257,6 +280,7 @@ def save(record: SceneRecord, path: Path) -> None:
     record = rounded(record)
     check(record)
     tensors = {name: getattr(record, name) for name in TENSOR_FIELDS} | _packed(record.masks)
+    tensors["prior_cover"] = prior_cover(record.masks, record.prior_features.shape[:3])
     text = {name: getattr(record, name) for name in TEXT_FIELDS}
     text |= {"format": FORMAT, "digest": _digest(tensors)}
     data = serialize(tensors, metadata={"record": json.dumps(text, sort_keys=True)})
@@ -290,7 +314,7 @@ def load(path: Path, fields: Iterable[str] | None = None, frames: slice | None =
     with _opened(path) as file:
         text = _text(file, path)
         names = set(file.keys())
-        missing = {*TENSOR_FIELDS, "masks.counts", "masks.offsets", "masks.size"} - names
+        missing = {*TENSOR_FIELDS, "prior_cover", "masks.counts", "masks.offsets", "masks.size"} - names
         if missing:
             raise RecordError(f"{path}: damaged, lacks {sorted(missing)}; delete it and estimate the clip again")
         span = _span(file, frames)

@@ -40,6 +40,7 @@ from assets.questions.states import (
     key,
     meaning,
     merge,
+    runs,
     series,
 )
 from assets.questions.wording import CAMERA, clean_names, question_text
@@ -409,7 +410,12 @@ def _rows(
         row = _asked(kind, candidates, index, scene.times, about)
         row["states"] = [STATE_TEXTS[family][label] for label in merged[index] if label != NONE]
         row["evidence"] = _evidence(
-            kind, values[0, index][valid[index]], scene.times[_unique(frames[index])], thresholds, about
+            kind,
+            values[0, index][valid[index]],
+            scene.times[_unique(frames[index])],
+            thresholds,
+            about,
+            {"objects": _objects(candidates, index, scene.camera), "runs": runs(labels[index])},
         )
         row["stability"] = round(float(stability[index]), 4)
         row["meaning"] = key(said[index])
@@ -466,9 +472,21 @@ def _asked(kind: str, candidates: Candidates, index: int, times: np.ndarray, abo
     }
 
 
-def _evidence(kind: str, values: np.ndarray, times: np.ndarray, thresholds: Thresholds, about: Clip) -> str:
-    """The numbers the states come from, as JSON with sorted keys."""
-    evidence = {
+def _objects(candidates: Candidates, index: int, camera: int) -> dict[str, int | None]:
+    """Which objects of the scene record a question is about, by role; None is the camera."""
+    roles = {name: int(getattr(candidates, name)[index]) for name in ("former", "latter", "viewpoint")}
+    return {name: None if entity == camera else entity for name, entity in roles.items() if entity != NONE}
+
+
+def _evidence(
+    kind: str, values: np.ndarray, times: np.ndarray, thresholds: Thresholds, about: Clip, grounds: dict
+) -> str:
+    """The numbers the states come from, as JSON with sorted keys.
+
+    ``grounds`` says where they come from: ``objects``, and ``runs``, the number of described steps that each of the
+    row's states lasts; the last of ``times`` are the ends of these steps.
+    """
+    evidence = grounds | {
         "family": kind[4:],
         "times": [round(float(time), 6) for time in times],
         "values": values.tolist(),

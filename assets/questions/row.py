@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-GENERATOR_VERSION = "2"
+GENERATOR_VERSION = "3"
 FAMILIES = ("dis", "dir", "ori", "spd", "spd_comp", "dir_pred")
 TEMPLATE_TYPES = tuple(f"{kind}_{family}" for kind in ("abs", "rel") for family in FAMILIES)
 NON_TEMPLATE = "non_temp"

@@ -257,6 +257,13 @@ def merge(labels: np.ndarray) -> np.ndarray:
     return _left(np.where(repeated, NONE, packed))
 
 
+def runs(labels: np.ndarray) -> list[int]:
+    """For each state of a merged answer the number of labels (L,) that were merged into it."""
+    said = labels[labels != NONE]
+    begins = np.flatnonzero(np.r_[True, said[1:] != said[:-1]]) if len(said) else np.empty(0, int)
+    return np.diff(np.r_[begins, len(said)]).tolist()
+
+
 def _left(labels: np.ndarray) -> np.ndarray:
     """Move what is not NONE to the front, in its order."""
     rows = labels.reshape(-1, labels.shape[-1])

@@ -1,7 +1,7 @@
 import functools
 import json
 import threading
-from dataclasses import replace
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -29,7 +29,7 @@ from models import orient_anything
 from models.data import ClipStore
 from models.gsm import PriorProjection
 from models.orient_anything import Orientation
-from models.parameters import TrainingParameters
+from models.parameters import GuidanceParameters, TrainingParameters
 from models.pi3 import Pi3, Pi3Config
 from tests.models.test_endpoint import Server, completion
 from tests.models.test_grounded_sam import tiny_detector, tiny_segmenter, tiny_tokenizer
@@ -216,7 +216,13 @@ def test_tokens_keep_their_bits_in_a_record_and_training_reads_them(tmp_path, re
     path.parent.mkdir()
     save(replace(record, prior_features=bits, prior_times=times), path)
     np.testing.assert_array_equal(load(path, ["prior_features"]).prior_features, bits)
-    parameters = TrainingParameters.from_mapping({"geometry": {"prior": "tokens"}})
+    parameters = TrainingParameters.from_mapping(
+        {
+            "geometry": {"prior": "tokens"},
+            "grounding_steps": 0,
+            "guidance": {entry.name: 0.0 for entry in fields(GuidanceParameters)},
+        }
+    )
     read = ClipStore(tmp_path, tmp_path, parameters).prior("shard-000000", "0" * 64, 1.0)
     np.testing.assert_array_equal(read.features, as_floats(bits)[:2].numpy())
 

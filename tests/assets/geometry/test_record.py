@@ -7,7 +7,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from assets.geometry import record as records
-from assets.geometry.record import RecordError, box_of, decode_mask, encode_mask, load, save, unknown, verify
+from assets.geometry.grid import block_means, membership
+from assets.geometry.record import (
+    RecordError,
+    box_of,
+    decode_mask,
+    encode_mask,
+    load,
+    prior_cover,
+    save,
+    unknown,
+    verify,
+)
 
 
 def same(a, b) -> bool:
@@ -141,3 +152,86 @@ def test_masks_and_boxes():
     assert np.array_equal(decode_mask(encode_mask(mask)), mask)
     assert box_of(mask).tolist() == [3, 2, 8, 5]
     assert np.isnan(box_of(np.zeros((3, 3), bool))).all()
+
+
+def loop_cover(masks: list[np.ndarray | None], grid: tuple[int, int, int]) -> np.ndarray:
+    """Pixel by pixel: the share of a cell's pixels, over all frames of its slot, that a thing covers."""
+    slots, rows, columns = grid
+    merged = -(-len(masks) // slots)
+    height, width = next(mask.shape for mask in masks if mask is not None)
+    covered, pixels = np.zeros(grid), np.zeros((rows, columns))
+    for i in range(height):
+        for j in range(width):
+            cell = int((i + 0.5) * rows / height), int((j + 0.5) * columns / width)
+            pixels[cell] += 1
+            for frame, mask in enumerate(masks):
+                if mask is not None and mask[i, j]:
+                    covered[frame // merged, *cell] += 1
+    return np.round(255 * covered / np.maximum(pixels, 1) / merged)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    frames=st.integers(1, 5),
+    size=st.tuples(st.integers(2, 9), st.integers(2, 9)),
+    cells=st.tuples(st.integers(1, 4), st.integers(1, 5)),
+    seed=st.integers(0, 99),
+)
+def test_cover_agrees_with_a_count_of_pixels(frames, size, cells, seed):
+    rng = np.random.default_rng(seed)
+    masks = [None if rng.random() < 0.2 else rng.random(size) < rng.random() for _ in range(frames)]
+    masks[0] = np.ones(size, bool)
+    encoded = [None if mask is None else encode_mask(mask) for mask in masks]
+    for merged in (1, 2):
+        grid = (-(-frames // merged), *cells)
+        found = prior_cover([encoded, encoded[::-1]], grid)
+        assert found.shape == (2, *grid) and found.dtype == np.uint8
+        for one, given_masks in zip(found, (masks, masks[::-1]), strict=True):
+            # Halves may be rounded either way.
+            assert np.abs(one - loop_cover(given_masks, grid)).max() <= 1
+
+
+def test_cover_of_known_masks():
+    left = np.zeros((4, 6), bool)
+    left[:, :3] = True
+    encoded = encode_mask(left)
+    grown = prior_cover([[encoded, encoded, None, encoded]], (2, 1, 3))
+    assert grown.tolist() == [[[[255, 128, 0]], [[128, 64, 0]]]]
+    # An odd last frame fills half of its slot, as does a thing that is seen in one frame of two.
+    assert prior_cover([[encoded] * 3], (2, 1, 2)).tolist() == [[[[255, 0]], [[128, 0]]]]
+    assert prior_cover([], (2, 3, 4)).shape == (0, 2, 3, 4)
+    assert prior_cover([[encoded]], (0, 0, 0)).shape == (1, 0, 0, 0)
+    assert not prior_cover([[None, None]], (1, 2, 2)).any()
+
+
+def test_blocks_are_cells_of_whole_pixels():
+    assert membership(5, 2).argmax(1).tolist() == [0, 0, 1, 1, 1] and membership(5, 2).sum() == 5
+    values = np.arange(20.0).reshape(4, 5)
+    means = block_means(values, 2, 2)
+    assert means[0, 0] == values[:2, :2].mean() and means[1, 1] == values[2:, 2:].mean()
+    # More cells than pixels: those under which no pixel lies are empty.
+    assert block_means(np.ones((1, 1)), 3, 1).ravel().tolist() == [0, 1, 0]
+
+
+def test_a_file_holds_the_cover_of_its_masks(tmp_path, record):
+    from safetensors.numpy import load_file, save_file
+
+    path = tmp_path / "clip.safetensors"
+    save(record, path)
+    stored = load_file(path)
+    expected = prior_cover(record.masks, record.prior_features.shape[:3])
+    assert np.array_equal(stored["prior_cover"], expected)
+    assert stored["prior_cover"].shape == (len(record.names), *record.prior_features.shape[:3])
+    del stored["prior_cover"]
+    with records._opened(path) as file:
+        save_file(stored, tmp_path / "old.safetensors", file.metadata())
+    with pytest.raises(RecordError, match=r"lacks \['prior_cover'\]; delete it and estimate the clip again"):
+        load(tmp_path / "old.safetensors")
+
+
+def test_records_of_an_older_format_are_refused(tmp_path, record, monkeypatch):
+    monkeypatch.setattr(records, "FORMAT", 2)
+    save(record, tmp_path / "a")
+    monkeypatch.undo()
+    with pytest.raises(RecordError, match="format 2, this version reads 3; estimate the clip again"):
+        load(tmp_path / "a")

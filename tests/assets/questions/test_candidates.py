@@ -17,7 +17,7 @@ from assets.geometry.record import save
 from assets.questions.candidates import derive, derive_shard, rederive
 from assets.questions.parameters import QuestionParameters
 from assets.questions.row import CANDIDATES, TEMPLATE_TYPES, TYPES
-from assets.questions.states import DIRECTION_STATES
+from assets.questions.states import DIRECTION_STATES, STATE_TEXTS, Thresholds, describe
 from benchmarks.questions import slow
 
 from .conftest import UP, clip_of, of_templates, synthetic_record
@@ -53,6 +53,36 @@ def test_evidence_is_sorted_json_and_says_what_a_viewpoint_changes(derived):
         assert json.dumps(evidence, sort_keys=True) == row["evidence"]
         decorative = row["type"].endswith("_dis") or row["type"] in ("abs_spd", "abs_spd_comp")
         assert evidence["depends_on_viewpoint"] is not decorative
+
+
+def test_runs_tell_the_state_of_every_step(derived):
+    for row in of_templates(flat(derived)):
+        evidence = json.loads(row["evidence"])
+        values = np.array(evidence["values"], np.float64)[None, None]
+        thresholds = Thresholds(**evidence["thresholds"])
+        labels = describe(evidence["family"], values, np.ones(values.shape[1:3], bool), thresholds)[0, 0]
+        texts = STATE_TEXTS[evidence["family"]]
+        told = [state for state, run in zip(row["states"], evidence["runs"], strict=True) for _ in range(run)]
+        assert told == [texts[label] for label in labels]
+        # The last of the times end these steps, the one before them, if any, begins the first.
+        assert len(told) <= len(evidence["times"]) <= len(told) + 2
+        assert evidence["times"][-1] == row["interval_end"]
+
+
+def test_evidence_names_the_objects_of_the_record(derived):
+    roles = set()
+    for number, clip in enumerate(derived):
+        names = synthetic_record(number).names
+        for row in of_templates(clip.rows):
+            objects = json.loads(row["evidence"])["objects"]
+            said = dict(zip(("former", "latter"), row["targets"], strict=False)) | {
+                "viewpoint": row["viewpoint_subject"]
+            }
+            assert set(objects) == set(said)
+            for role, thing in objects.items():
+                assert ("camera" if thing is None else names[thing]) == said[role]
+                roles.add((role, thing is None))
+    assert len(roles) == 6
 
 
 def test_a_changed_number_in_the_evidence_is_noticed(derived):

@@ -18,6 +18,7 @@ from assets.questions.states import (
     key,
     meaning,
     merge,
+    runs,
     significant,
 )
 from benchmarks.questions import slow
@@ -112,6 +113,15 @@ def test_merge_agrees_with_a_plain_loop(labels):
         if label != NONE and (not expected or expected[-1] != label):
             expected.append(label)
     assert key(merge(np.array(labels, np.int8))) == ".".join(map(str, expected))
+
+
+@given(st.lists(st.integers(-1, 4), min_size=1, max_size=20))
+def test_states_drawn_out_by_their_runs_are_the_labels(labels):
+    labels = np.array(labels, np.int8)
+    merged = [label for label in merge(labels) if label != NONE]
+    lengths = runs(labels)
+    assert len(lengths) == len(merged) and all(type(length) is int and length > 0 for length in lengths)
+    assert np.repeat(merged, lengths).tolist() == labels[labels != NONE].tolist()
 
 
 @pytest.mark.parametrize(
