@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "dsr"
 SYSTEM_METRICS_SECONDS = 5
+LETTERS = ("A", "B", "C", "D")
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,14 @@ class Tracking:
         mlflow.log_input(MetaDataset(source=source, name=name, digest=version), context=context)
 
     def log_model(self, name: str, run_id: str, version: str, parameters: Mapping[str, object]) -> str:
-        """Record a checkpoint as a model entity without copying its weights; DVC holds the bytes under `version`."""
+        """Record a checkpoint as a model entity without copying its weights; DVC holds the bytes under `version`.
+
+        Its signature: a question, its options and a clip go in, the probabilities of the four letters come out.
+        """
         import mlflow
+        from mlflow.models import ModelSignature, set_signature
+        from mlflow.types import ColSpec, DataType, Schema
+        from mlflow.types.schema import Array
 
         model = mlflow.create_external_model(
             name=name,
@@ -100,6 +107,10 @@ class Tracking:
             params={key: str(value) for key, value in flatten(parameters).items()},
             model_type="vision-language",
         )
+        options = Array(DataType.string)
+        inputs = Schema([ColSpec("string", "question"), ColSpec(options, "options"), ColSpec("string", "clip")])
+        outputs = Schema([ColSpec("double", letter) for letter in LETTERS])
+        set_signature(f"models:/{model.model_id}", ModelSignature(inputs=inputs, outputs=outputs))
         return model.model_id
 
     def model_of(self, version: str) -> mlflow.entities.LoggedModel | None:

@@ -1,102 +1,61 @@
-"""Qwen2.5-VL with geometry tokens after its vision tokens.
+"""Qwen2.5-VL and Qwen3-VL with geometry after their vision tokens, and how they are loaded.
 
-The class is transformers' own with one more part, `gsm`. Its `forward` and `generate` are untouched, so without
-geometry it is the plain model, bit for bit; `score` runs trees of questions on shared prefixes.
+The classes are transformers' own with an `Attachment` in front of them.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
+import safetensors
 import torch
-from torch import Tensor
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-from transformers import initialization as init
+from transformers import PreTrainedConfig, Qwen2_5_VLForConditionalGeneration, Qwen3VLForConditionalGeneration
 from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
 )
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from models.batch import TreeBatch
-from models.gsm import CELL_CHANNELS, GeometrySelection
-from models.parameters import GeometryModelParameters, ParameterError, TinyModelParameters
+from models.attachment import GEOMETRY_PARTS, Attachment, accepts_geometry
+from models.configuration import GeometricQwen3Config, GeometricQwenConfig, geometry_config
+from models.parameters import ParameterError
+from models.pixels import QWEN2_5_PATCHING, QWEN3_PATCHING
+from models.published import is_published, load_published
+from models.tiny import tiny_config
+from models.weights import read_json
+
+__all__ = [
+    "GeometricQwen",
+    "GeometricQwen3",
+    "geometry_config",
+    "load_base",
+    "load_checkpoint",
+    "tiny_config",
+]
 
 
-class GeometricQwenConfig(Qwen2_5_VLConfig):
-    """Qwen2.5-VL's configuration with `geometry_config`: `GeometryModelParameters` and the prior's `channels`.
-
-    The model type stays qwen2_5_vl, so that transformers' plain class loads the folder too.
-    """
-
-    geometry_config: dict | None = None
-
-
-class GeometricQwen(Qwen2_5_VLForConditionalGeneration):
-    """`Qwen2_5_VLForConditionalGeneration` and, if the configuration names one, a geometry selection module."""
+class GeometricQwen(Attachment, Qwen2_5_VLForConditionalGeneration):
+    """`Qwen2_5_VLForConditionalGeneration` and, if the configuration names one, a geometry module."""
 
     config_class = GeometricQwenConfig
+    patching = QWEN2_5_PATCHING
+    timestamps = False
+    forward = accepts_geometry(Qwen2_5_VLForConditionalGeneration.forward)
 
-    def __init__(self, config: GeometricQwenConfig) -> None:
-        super().__init__(config)
-        geometry = config.geometry_config
-        self.gsm = None
-        if geometry:
-            per_second = config.vision_config.tokens_per_second
-            self.gsm = GeometrySelection(config.text_config, geometry, per_second)
-        self.post_init()
 
-    def _init_weights(self, module: torch.nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, GeometrySelection):
-            init.normal_(module.queries, std=1.0)
+class GeometricQwen3(Attachment, Qwen3VLForConditionalGeneration):
+    """`Qwen3VLForConditionalGeneration` and, if the configuration names one, a geometry module."""
 
-    @property
-    def geometry_tokens(self) -> int:
-        """Geometry tokens in front of each question; 0 without geometry."""
-        return len(self.gsm.queries) if self.gsm is not None else 0
+    config_class = GeometricQwen3Config
+    patching = QWEN3_PATCHING
+    timestamps = True
+    forward = accepts_geometry(Qwen3VLForConditionalGeneration.forward)
 
-    def score(self, batch: TreeBatch, slots: Tensor) -> Tensor:
-        """Next-token logits at the chosen slots of a tree batch.
 
-        Args:
-            batch: questions on shared prefixes.
-            slots: (B,L) bool.
-
-        Returns:
-            (slots.sum(), vocabulary), in row-major order of the slots. Only these go through the head, which
-            with a real vocabulary is most of the memory.
-        """
-        embeddings = self._embed(batch)
-        hidden = self.model.language_model(
-            inputs_embeds=embeddings,
-            attention_mask=batch.attention_mask(embeddings.dtype),
-            position_ids=batch.positions,
-            use_cache=False,
-        ).last_hidden_state
-        return self.lm_head(hidden[slots])
-
-    def _embed(self, batch: TreeBatch) -> Tensor:
-        embed = self.get_input_embeddings()
-        embeddings = embed(batch.tokens)
-        if batch.patches is not None:
-            video = self.get_video_features(batch.patches, batch.video_grid, return_dict=True).pooler_output
-            embeddings = embeddings.masked_scatter(batch.video_slots[..., None], torch.cat(video).to(embeddings.dtype))
-        if batch.prior is not None:
-            geometry = self.gsm(
-                embed(batch.question),
-                batch.question_visible,
-                batch.prior,
-                batch.prior_grid,
-                batch.prior_times,
-                batch.owner,
-            )
-            embeddings = embeddings.masked_scatter(batch.geometry_slots[..., None], geometry.to(embeddings.dtype))
-        return embeddings
-
+CLASSES = {"qwen2_5_vl": GeometricQwen, "qwen3_vl": GeometricQwen3}
 
 # transformers finds the key layout of published weights (`visual.…`, `model.layers.…`) by the name of the class;
-# under another name the language model of a checkpoint would silently be left out.
+# under another name the language model of a checkpoint would silently be left out. Qwen3-VL's needs no conversion.
 register_checkpoint_conversion_mapping(
     GeometricQwen.__name__,
     get_checkpoint_conversion_mapping(Qwen2_5_VLForConditionalGeneration.__name__),
@@ -104,117 +63,109 @@ register_checkpoint_conversion_mapping(
 )
 
 
-def geometry_config(parameters: GeometryModelParameters, channels: int) -> dict | None:
-    """The configuration's `geometry_config`; None where the parameters ask for no query.
+def load_base(
+    base: str,
+    geometry: dict | None,
+    *,
+    revision: str | None = None,
+    attention: str = "sdpa",
+    dtype: torch.dtype = torch.float32,
+) -> GeometricQwen | GeometricQwen3:
+    """A published or fine-tuned Qwen2.5-VL or Qwen3-VL; a missing geometry module starts at random.
 
-    Raises:
-        ParameterError: if geometric cells are announced and the files hold something else.
-    """
-    if parameters.queries == 0:
-        return None
-    if parameters.prior == "cells" and channels != CELL_CHANNELS:
-        raise ParameterError(
-            f"prior_features have {channels} channels, geometric cells have {CELL_CHANNELS}: "
-            "set geometry.prior to tokens if a reconstruction network made them"
-        )
-    return {**dataclasses.asdict(parameters), "channels": channels}
-
-
-def tiny_config(parameters: TinyModelParameters, token_ids: dict[str, int], geometry: dict | None):
-    """Configuration of a small Qwen2.5-VL.
+    The reference's published model brings its own geometry module, whatever `geometry` says of its size.
 
     Args:
-        parameters: the sizes.
-        token_ids: ids of Qwen's special tokens in the small tokenizer, and `vocabulary`, its size.
+        base: local folder or hub id.
         geometry: as `geometry_config` returns it.
-
-    Raises:
-        ParameterError: if heads and widths do not fit each other.
-    """
-    head_dim, rest = divmod(parameters.hidden_size, parameters.heads)
-    if rest or head_dim % 16 or parameters.heads % parameters.key_value_heads:
-        raise ParameterError(
-            f"hidden_size {parameters.hidden_size} with {parameters.heads} heads and "
-            f"{parameters.key_value_heads} key_value_heads: a head must be a multiple of 16 wide, "
-            "and heads a multiple of key_value_heads"
-        )
-    if parameters.vision_width % (4 * parameters.vision_heads):
-        raise ParameterError(f"vision_width {parameters.vision_width}: must be a multiple of 4 · vision_heads")
-    quarter = head_dim // 8
-    # Published models draw from 0.02 for widths of thousands; narrow layers need larger weights to pass a signal on.
-    spread = 0.04
-    return GeometricQwenConfig(
-        text_config={
-            "vocab_size": token_ids["vocabulary"],
-            "hidden_size": parameters.hidden_size,
-            "intermediate_size": parameters.intermediate_size,
-            "num_hidden_layers": parameters.layers,
-            "num_attention_heads": parameters.heads,
-            "num_key_value_heads": parameters.key_value_heads,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 10000.0,
-                "mrope_section": [2 * quarter, quarter, quarter],
-            },
-            "initializer_range": spread,
-            "bos_token_id": token_ids["<|endoftext|>"],
-            "eos_token_id": token_ids["<|im_end|>"],
-            "pad_token_id": token_ids["<|endoftext|>"],
-        },
-        vision_config={
-            "depth": parameters.vision_depth,
-            "hidden_size": parameters.vision_width,
-            "intermediate_size": 2 * parameters.vision_width,
-            "num_heads": parameters.vision_heads,
-            "out_hidden_size": parameters.hidden_size,
-            "fullatt_block_indexes": [parameters.vision_depth - 1],
-            "tokens_per_second": 2,
-            "initializer_range": spread,
-        },
-        image_token_id=token_ids["<|image_pad|>"],
-        video_token_id=token_ids["<|video_pad|>"],
-        vision_start_token_id=token_ids["<|vision_start|>"],
-        vision_end_token_id=token_ids["<|vision_end|>"],
-        geometry_config=geometry,
-        dtype="float32",
-    )
-
-
-def load_base(base: str, geometry: dict | None) -> GeometricQwen:
-    """A published or fine-tuned Qwen2.5-VL (local folder or hub id); a missing geometry module starts at random.
+        revision: commit, tag or branch of a hub id; None is the newest.
+        attention: the language model's, sdpa, eager or flex_attention.
+        dtype: of the weights.
 
     Raises:
         ParameterError: if nothing can be loaded from there.
+        WeightsError: if an index of shards or a published file is damaged.
     """
     try:
-        config = GeometricQwenConfig.from_pretrained(base)
-        if config.model_type != "qwen2_5_vl":
-            raise ParameterError(f"base {base}: is a {config.model_type}, not a qwen2_5_vl")
+        if is_published(base, revision):
+            model = load_published(base, dtype, revision=revision, attention=attention)
+            return _without_geometry(model) if geometry is None else model
+        kind = _class_of(base, revision)
+        config = kind.config_class.from_pretrained(base, revision=revision or "main")
         config.geometry_config = geometry
-        model, missing = _load(base, config=config)
+        model, missing = _load(kind, base, config=config, revision=revision or "main", dtype=dtype)
     except OSError as error:
         line = str(error).strip().splitlines()[0]
-        raise ParameterError(f"base {base}: no Qwen2.5-VL can be loaded from there ({line})") from error
-    if lost := [name for name in missing if not name.startswith("gsm.")]:
-        raise ParameterError(f"base {base}: lacks {len(lost)} weights of a Qwen2.5-VL, the first is {lost[0]}")
+        raise ParameterError(f"base {base}: no Qwen-VL can be loaded from there ({line})") from error
+    if lost := [name for name in missing if not name.startswith(GEOMETRY_PARTS)]:
+        raise ParameterError(f"base {base}: lacks {len(lost)} weights of its base model, the first is {lost[0]}")
+    model.attend_with(attention)
     return model
 
 
-def load_checkpoint(folder: Path) -> GeometricQwen:
+def _without_geometry(model: GeometricQwen) -> GeometricQwen:
+    model.gsm, model.config.geometry_config = None, None
+    return model
+
+
+def load_checkpoint(folder: Path) -> GeometricQwen | GeometricQwen3:
     """The model saved in a checkpoint folder, in float32 and evaluation mode.
 
     Raises:
-        ParameterError: if a weight is missing.
+        ParameterError: if a weight is missing, a file damaged or the folder that of another model.
+        OSError: if its configuration cannot be read.
     """
-    model, missing = _load(folder)
+    model, missing = _load(_class_of(folder), folder, dtype=torch.float32)
     if missing:
         raise ParameterError(f"{folder}: lacks {len(missing)} weights, the first is {missing[0]}")
     return model.eval()
 
 
-def _load(source: str | Path, **options) -> tuple[GeometricQwen, list[str]]:
-    """A model in float32 from safetensors only, and the names of weights that were not there."""
-    model, report = GeometricQwen.from_pretrained(
-        source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+def check_weights(folder: Path) -> None:
+    """Look at every safetensors file of a local model folder before any of it is loaded.
+
+    Raises:
+        ParameterError: if there is none, or one is missing or cut short; the line names it.
+        WeightsError: if the index of shards cannot be read.
+    """
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    names = [SAFE_WEIGHTS_NAME]
+    if index.is_file():
+        shards = read_json(index).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise ParameterError(f"{index} is no index of shards: fetch it again")
+        # Only the names' last parts: an index may not point out of its folder.
+        names = sorted({Path(str(shard)).name for shard in shards.values()})
+    for path in (folder / name for name in names):
+        if not path.is_file():
+            raise ParameterError(f"{path} is missing: fetch the model's weights as safetensors")
+        try:
+            with safetensors.safe_open(path, framework="pt"):
+                pass
+        except (safetensors.SafetensorError, OSError) as error:
+            raise ParameterError(f"{path} is damaged or cut short ({error}): fetch it again") from error
+
+
+def _class_of(source: str | Path, revision: str | None = None) -> type[GeometricQwen] | type[GeometricQwen3]:
+    kind = PreTrainedConfig.get_config_dict(source, revision=revision or "main")[0].get("model_type")
+    if kind is None:
+        raise ParameterError(f"base {source}: no Qwen-VL can be loaded from there (no config.json that names a model)")
+    if kind not in CLASSES:
+        raise ParameterError(f"base {source}: is a {kind}, not one of {', '.join(CLASSES)}")
+    return CLASSES[kind]
+
+
+def _load(kind: type, source: str | Path, **options) -> tuple[GeometricQwen | GeometricQwen3, list[str]]:
+    """A model from safetensors only, and the names of weights that were not there."""
+    if Path(source).is_dir():
+        check_weights(Path(source))
+    model, report = kind.from_pretrained(
+        source, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
     )
+    if report["mismatched_keys"]:
+        name, found, wanted = sorted(report["mismatched_keys"])[0]
+        raise ParameterError(
+            f"{source}: {name} has shape {tuple(found)}, the configuration asks for {tuple(wanted)}: "
+            "its weights and its config.json do not belong together"
+        )
     return model, sorted(report["missing_keys"])

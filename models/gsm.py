@@ -6,37 +6,192 @@ width. Positions are the reference's: in both cross-attentions queries, question
 three-axis rotary positions. Queries and question tokens count 0, 1, 2, … on all axes; a key stands at
 (tokens_per_second · seconds, row, column) of the merged grid.
 
+Three things differ from the reference where the configuration asks for them, all for models that learn from little.
+`window` lets each query see a few neighbouring slots of time only, so that the queries together go through the clip
+and none has to find its moment first; such keys are told apart by what they hold, which for geometric cells includes
+where and when they are, not by rotary positions. `context` reads each token of the question together with those
+before it, for a raw embedding does not say which of two things it names. `heads` cuts the module's width finer than
+the language model does.
+
 Only `PriorProjection` knows whether the prior features are network tokens or geometric cells.
 """
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
+    Qwen2_5_VLMLP,
     Qwen2_5_VLRMSNorm,
     Qwen2_5_VLRotaryEmbedding,
-    Qwen2MLP,
     apply_rotary_pos_emb,
-    repeat_kv,
 )
+
+from models.attention import attend
 
 CELL_CHANNELS = 14
 """A geometric cell: camera xyz, world xyz, scene flow xyz, mean RGB, validity, time."""
 CELL_COORDINATES = 6
 """The leading channels of a geometric cell that are coordinates: camera xyz, world xyz."""
+CELL_COLOUR = slice(9, 12)
+"""The channels of a geometric cell that are its mean colour, -1..1."""
+CELL_TIME = 13
+"""The channel of a geometric cell that is its time, in minutes."""
+TIME_OCTAVES = 6
+"""Waves of 64, 32, … 2 seconds that tell a cell's time."""
+NORM_EPS = 1e-6
+"""The reference's, whatever the language model uses."""
+QUERY_SPREAD = 0.3
+"""Queries are drawn from this. The reference draws from 1, behind which what a query reads is hard to make out."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a question picked from its clip.
+
+    Attributes:
+        tokens: (Q,N,d) geometry tokens.
+        attention: (Q,N,M) how much each token's query looked at each key in the last selector block, mean over heads,
+            0 on padding, in the order of `PriorProjection`'s keys; None unless asked for.
+        looks: where the heads looked first; None unless asked for.
+    """
+
+    tokens: Tensor
+    attention: Tensor | None = None
+    looks: Looks | None = None
+
+
+@dataclass(frozen=True)
+class Looks:
+    """Where each head looked in the first block of either Q-Former: logarithms of shares, which add up to 1.
+
+    Attributes:
+        words: (Q,H,N,L) over the tokens of the question.
+        cells: (Q,H,N,W) over the keys that a query sees.
+        window: which keys these are.
+        keys: (R,M,d) all keys.
+        visible: (R,M) bool, false on padding.
+    """
+
+    words: Tensor
+    cells: Tensor
+    window: Window
+    keys: Tensor
+    visible: Tensor
+
+
+def slots_of(query: Any, queries: int, slots: Any) -> Any:
+    """The slot of time that a query is at, where so many queries are spread over so many slots; whole numbers."""
+    return (2 * query + 1) * slots // (2 * queries)
+
+
+@dataclass(frozen=True)
+class Window:
+    """Which keys of its clip each query sees.
+
+    Attributes:
+        keys: (R,N,W) numbers of keys.
+        visible: (R,N,W) bool, false where a number stands for nothing.
+        slots: (R,N) slot of merged time that each query is at, the last of those it sees.
+        seen: (R,N,S) the slots it sees, those before the clip begins as the first.
+    """
+
+    keys: Tensor
+    visible: Tensor
+    slots: Tensor
+    seen: Tensor
+
+    @classmethod
+    def of(cls, grid: Tensor, size: tuple[int, int, int], queries: int, slots: int) -> Window:
+        """The last `slots` slots of time up to the one that each of N queries, spread over the clip, is at; 0 for all.
+
+        Args:
+            grid: (R,3) merged cells that are filled in each row.
+            size: merged cells along time, height and width of the padded rows.
+            queries: N.
+            slots: how many slots a query sees.
+        """
+        time, height, width = size
+        at = slots_of(torch.arange(queries, device=grid.device), queries, grid[:, :1]).clamp(max=time - 1)
+        back = torch.arange(slots, device=grid.device) if slots else torch.arange(time, device=grid.device)
+        seen = at[..., None] - back if slots else back.expand(*at.shape, -1)
+        cell = torch.arange(height * width, device=grid.device)
+        filled = ((cell // width < grid[:, 1:2]) & (cell % width < grid[:, 2:]))[:, None, None]
+        keys = seen.clamp(min=0)[..., None] * (height * width) + cell
+        visible = ((seen >= 0) & (seen < grid[:, :1, None]))[..., None] & filled
+        return cls(keys.flatten(2), visible.expand_as(keys).flatten(2), at, seen.clamp(min=0))
+
+    def of_rows(self, each: Tensor) -> Tensor:
+        """(R,M,...) of the keys as (R,N,W,...) of what the queries see."""
+        # Whole slots are copied, and their gradients added, many times faster than cell by cell.
+        by_slot = each.unflatten(1, (-1, self.keys.shape[2] // self.seen.shape[2]))
+        row = torch.arange(len(each), device=each.device)[:, None, None]
+        return by_slot[row, self.seen].flatten(2, 3)
+
+
+@dataclass(frozen=True)
+class Readers:
+    """Which questions read which row of a target, laid out so that those of one row stand side by side.
+
+    Keys and values then exist once per row, however many questions share it, and attention needs no mask that tells
+    questions apart: they do not see each other anyway.
+
+    Attributes:
+        row: (Q,) the row each question reads.
+        place: (Q,) its place among the questions of that row.
+        places: the most questions that a row has.
+    """
+
+    row: Tensor
+    place: Tensor
+    places: int
+
+    @classmethod
+    def of(cls, owner: Tensor) -> Readers:
+        """From the (Q,) rows that questions read, in any order."""
+        place = (owner[:, None] == owner).tril(-1).sum(1)
+        return cls(owner, place, int(place.max()) + 1)
+
+    @classmethod
+    def alone(cls, questions: int, device: torch.device) -> Readers:
+        """Each question reads a row of its own."""
+        row = torch.arange(questions, device=device)
+        return cls(row, torch.zeros_like(row), 1)
+
+    def together(self, each: Tensor, rows: int) -> Tensor:
+        """(Q,...) of the questions as (rows,places,...) of the rows, zeros where a row has fewer questions."""
+        laid_out = each.new_zeros(rows, self.places, *each.shape[1:])
+        laid_out[self.row, self.place] = each
+        return laid_out
+
+    def apart(self, laid_out: Tensor) -> Tensor:
+        """The inverse of `together`."""
+        return laid_out[self.row, self.place]
+
+
+def merged_size(size: Sequence[int], merge: Sequence[int]) -> tuple[int, int, int]:
+    """How many merged cells a prior of (T',h',w') features has along each axis."""
+    return tuple(-(-cells // step) for cells, step in zip(size, merge, strict=True))
 
 
 class CrossAttention(nn.Module):
-    """Grouped-query attention from queries to targets, with rotary positions on both sides."""
+    """Grouped-query attention from queries to targets, with rotary positions on both sides.
+
+    All queries that read a key head of a row (of all its questions, of all heads of the group) form one long
+    sequence. So no key is repeated, and the fused kernels that take a mask but no groups apply.
+    """
 
     def __init__(self, config) -> None:
         super().__init__()
         self.heads, self.key_value_heads = config.num_attention_heads, config.num_key_value_heads
-        self.head_dim = config.hidden_size // self.heads
+        self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads
         self.q_proj = nn.Linear(config.hidden_size, self.heads * self.head_dim, bias=True)
         self.k_proj = nn.Linear(config.hidden_size, self.key_value_heads * self.head_dim, bias=True)
         self.v_proj = nn.Linear(config.hidden_size, self.key_value_heads * self.head_dim, bias=True)
@@ -46,58 +201,81 @@ class CrossAttention(nn.Module):
         self,
         queries: Tensor,
         target: Tensor,
-        owner: Tensor,
+        readers: Readers,
         visible: Tensor,
-        query_rotary: tuple[Tensor, Tensor],
-        target_rotary: tuple[Tensor, Tensor],
-    ) -> Tensor:
+        query_rotary: tuple[Tensor, Tensor] | None,
+        target_rotary: tuple[Tensor, Tensor] | None,
+        window: Window | None = None,
+        with_looks: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
         """Attend.
 
         Args:
             queries: (Q,N,d).
-            target: (R,M,d); keys and values are projected once per row, however many questions share it.
-            owner: (Q,) row of `target` that each question reads.
+            target: (R,M,d).
+            readers: the row of `target` that each question reads.
             visible: (R,M) bool; at least one key of each row is visible.
-            query_rotary: cosine and sine, (1,N,head_dim).
-            target_rotary: cosine and sine, (R,M,head_dim).
+            query_rotary: cosine and sine, (1,N,head_dim), or None for attention that knows no positions.
+            target_rotary: cosine and sine, (R,M,head_dim), or None.
+            window: the keys each query sees; None for all that are visible.
+            with_looks: also give where the heads looked.
 
         Returns:
-            (Q,N,d).
+            (Q,N,d), and (Q,H,N,W) float32 logarithms of the attention, W = M without a window, or None.
         """
         q = self.q_proj(queries).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
         k = self.k_proj(target).unflatten(-1, (self.key_value_heads, self.head_dim)).transpose(1, 2)
         v = self.v_proj(target).unflatten(-1, (self.key_value_heads, self.head_dim)).transpose(1, 2)
-        q, _ = apply_rotary_pos_emb(q, q, *query_rotary)
-        k, _ = apply_rotary_pos_emb(k, k, *target_rotary)
-        groups = self.heads // self.key_value_heads
-        mixed = functional.scaled_dot_product_attention(
-            q, repeat_kv(k[owner], groups), repeat_kv(v[owner], groups), attn_mask=visible[owner][:, None, None]
-        )
-        return self.o_proj(mixed.transpose(1, 2).flatten(2))
+        if query_rotary is not None:
+            q, _ = apply_rotary_pos_emb(q, q, *query_rotary)
+            k, _ = apply_rotary_pos_emb(k, k, *target_rotary)
+        # (R,places,key heads,group,N,head_dim): the order of axes before those that share keys become one sequence.
+        laid_out = readers.together(q, len(target)).unflatten(2, (self.key_value_heads, -1))
+        if window is None:
+            order, merged, mask = (0, 2, 1, 3, 4, 5), 2, visible[:, None, None]
+        else:
+            order, merged, mask = (0, 4, 2, 1, 3, 5), 3, window.visible[:, :, None, None]
+            k, v = (window.of_rows(each.transpose(1, 2)).transpose(2, 3) for each in (k, v))
+        in_order = laid_out.permute(order)
+        sequence = in_order.flatten(merged, -2)
+        mixed = attend(sequence, k, v, mask).reshape(in_order.shape)
+        back = [order.index(axis) for axis in range(6)]
+        read = self.o_proj(readers.apart(mixed.permute(back).permute(0, 1, 4, 2, 3, 5).flatten(3)))
+        if not with_looks:
+            return read, None
+        scores = (sequence @ k.mT).float() * self.head_dim**-0.5
+        shares = scores.masked_fill(~mask, -math.inf).log_softmax(-1).reshape(*in_order.shape[:-1], -1)
+        return read, readers.apart(shares.permute(back)).flatten(1, 2)
 
 
 class QFormerBlock(nn.Module):
     """RMSNorm (shared by queries and target) → cross-attention → residual → RMSNorm → SwiGLU → residual."""
 
-    def __init__(self, config) -> None:
+    def __init__(self, config, mlp_bias: bool = False) -> None:
         super().__init__()
-        self.attention_norm = Qwen2_5_VLRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.attention_norm = Qwen2_5_VLRMSNorm(config.hidden_size, eps=NORM_EPS)
         self.attention = CrossAttention(config)
-        self.mlp_norm = Qwen2_5_VLRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.mlp = Qwen2MLP(config)
+        self.mlp_norm = Qwen2_5_VLRMSNorm(config.hidden_size, eps=NORM_EPS)
+        self.mlp = Qwen2_5_VLMLP(config, bias=mlp_bias)
 
-    def forward(self, queries: Tensor, target: Tensor, **attention: Tensor | tuple[Tensor, Tensor]) -> Tensor:
-        """Queries (Q,N,d) after reading target (R,M,d); the rest as in `CrossAttention.forward`."""
-        queries = queries + self.attention(self.attention_norm(queries), self.attention_norm(target), **attention)
-        return queries + self.mlp(self.mlp_norm(queries))
+    def forward(self, queries: Tensor, target: Tensor, **attending) -> tuple[Tensor, Tensor | None]:
+        """Queries (Q,N,d) after reading target (R,M,d), and where heads looked; the rest as for `CrossAttention`."""
+        read, looks = self.attention(self.attention_norm(queries), self.attention_norm(target), **attending)
+        queries = queries + read
+        return queries + self.mlp(self.mlp_norm(queries)), looks
 
 
 class PriorProjection(nn.Module):
     """Merges neighbouring prior features and projects them to the language model's width.
 
     Network tokens take the reference's way: RMSNorm, the channels of merge_time × merge_space² neighbours side
-    by side, a two-layer MLP. Geometric cells first gain the Fourier features sin, cos(2^k · π/4 · x) of their six
-    coordinates (NeRF, Mildenhall et al. 2020, eq. 4) and skip the norm, which would hide distances.
+    by side, a two-layer MLP. (The reference norms eight tokens that already stand side by side as one; features
+    that were cached so have its 8,192 channels and merge 1.) Geometric cells first gain the Fourier features
+    sin, cos(2^k · π/4 · x) of their six coordinates (NeRF, Mildenhall et al. 2020, eq. 4), the same of their colour,
+    without which coordinates would drown it, and of their time; and they skip the norm, which would hide distances.
+    Beside the MLP they go a straight way, so that a mean over attended cells is a mean of coordinates.
+
+    `geometry["projection_width"]` is the MLP's inner width, the model's own where it is not given.
     """
 
     def __init__(self, hidden_size: int, geometry: dict) -> None:
@@ -105,10 +283,13 @@ class PriorProjection(nn.Module):
         self.channels, self.octaves = geometry["channels"], geometry["octaves"]
         self.cells = geometry["prior"] == "cells"
         self.merge = (geometry["merge_time"], geometry["merge_space"], geometry["merge_space"])
-        width = self.channels + (2 * CELL_COORDINATES * self.octaves if self.cells else 0)
+        waves = (CELL_COORDINATES + 3) * self.octaves + TIME_OCTAVES if self.cells and self.octaves else 0
+        width = self.channels + 2 * waves
         merged = width * math.prod(self.merge)
-        self.norm = nn.Identity() if self.cells else Qwen2_5_VLRMSNorm(width, eps=1e-6)
-        self.mlp = nn.Sequential(nn.Linear(merged, hidden_size), nn.GELU(), nn.Linear(hidden_size, hidden_size))
+        inner = geometry.get("projection_width") or hidden_size
+        self.norm = nn.Identity() if self.cells else Qwen2_5_VLRMSNorm(width, eps=NORM_EPS)
+        self.mlp = nn.Sequential(nn.Linear(merged, inner), nn.GELU(), nn.Linear(inner, hidden_size))
+        self.straight = nn.Linear(merged, hidden_size, bias=False) if self.cells else None
 
     def forward(self, features: Tensor, grid: Tensor, times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Keys for the second Q-Former.
@@ -126,7 +307,8 @@ class PriorProjection(nn.Module):
         time, space, _ = self.merge
         features, times = self._padded(features, times)
         rows, t, h, w, _ = features.shape
-        described = self.norm(self._with_fourier(features))
+        # Coordinates may need more digits than the model computes in.
+        described = self.norm(self._with_fourier(features)).to(self.mlp[0].weight.dtype)
         blocks = described.reshape(rows, t // time, time, h // space, space, w // space, space, -1)
         merged = blocks.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(rows, -1, self.mlp[0].in_features)
         index = torch.cartesian_prod(
@@ -137,7 +319,8 @@ class PriorProjection(nn.Module):
         # A merged slot ends with the last of its slots that holds something.
         last = torch.minimum((index[:, 0] + 1) * time, grid[:, :1]) - 1
         seconds = times.gather(1, last.clamp(min=0))
-        return self.mlp(merged), visible, torch.cat([seconds[..., None], index[:, 1:].expand(rows, -1, 2)], -1)
+        keys = self.mlp(merged) if self.straight is None else self.mlp(merged) + self.straight(merged)
+        return keys, visible, torch.cat([seconds[..., None], index[:, 1:].expand(rows, -1, 2)], -1)
 
     def _padded(self, features: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
         extra = [-size % step for size, step in zip(features.shape[1:4], self.merge, strict=True)]
@@ -147,9 +330,35 @@ class PriorProjection(nn.Module):
     def _with_fourier(self, features: Tensor) -> Tensor:
         if not self.cells or not self.octaves:
             return features
-        octaves = 2.0 ** torch.arange(self.octaves, device=features.device) * (math.pi / 4)
-        angles = (features[..., :CELL_COORDINATES, None] * octaves).flatten(-2)
+        minutes = features[..., CELL_TIME : CELL_TIME + 1]
+        angles = torch.cat(
+            [
+                _angles(features[..., :CELL_COORDINATES], math.pi / 4, self.octaves),
+                _angles(features[..., CELL_COLOUR], math.pi / 2, self.octaves),
+                _angles(minutes, 60 * math.pi / 32, TIME_OCTAVES),
+            ],
+            -1,
+        )
         return torch.cat([features, angles.sin(), angles.cos()], -1)
+
+
+def _angles(values: Tensor, lowest: float, octaves: int) -> Tensor:
+    """(...,C) values times a lowest frequency and its doublings, (...,C·octaves)."""
+    return (values[..., None] * (lowest * 2.0 ** torch.arange(octaves, device=values.device))).flatten(-2)
+
+
+def _with_heads(text_config, heads: int | None):
+    """The language model's configuration, or a copy of it with as many heads of queries, keys and values."""
+    if not heads:
+        return text_config
+    width, rest = divmod(text_config.hidden_size, heads)
+    if rest or width % 16:
+        raise ValueError(f"heads {heads}: a width of {text_config.hidden_size} must give heads of a multiple of 16")
+    config = copy.deepcopy(text_config)
+    config.num_attention_heads = config.num_key_value_heads = heads
+    config.head_dim = width
+    config.rope_parameters["mrope_section"] = [width // 4, width // 8, width // 8]
+    return config
 
 
 class GeometrySelection(nn.Module):
@@ -158,12 +367,16 @@ class GeometrySelection(nn.Module):
     def __init__(self, text_config, geometry: dict, tokens_per_second: float) -> None:
         super().__init__()
         self.tokens_per_second = tokens_per_second
-        self.queries = nn.Parameter(torch.empty(geometry["queries"], text_config.hidden_size))
-        self.prior = PriorProjection(text_config.hidden_size, geometry)
-        self.condenser = nn.ModuleList(QFormerBlock(text_config) for _ in range(geometry["condenser_depth"]))
-        self.selector = nn.ModuleList(QFormerBlock(text_config) for _ in range(geometry["selector_depth"]))
-        self.norm = Qwen2_5_VLRMSNorm(text_config.hidden_size, eps=text_config.rms_norm_eps)
-        self.rotary = Qwen2_5_VLRotaryEmbedding(text_config)
+        self.window, self.words = geometry.get("window", 0), geometry.get("context", 1)
+        width, bias = text_config.hidden_size, geometry.get("mlp_bias", False)
+        config = _with_heads(text_config, geometry.get("heads"))
+        self.queries = nn.Parameter(torch.empty(geometry["queries"], width))
+        self.context = nn.Linear(self.words * width, width) if self.words > 1 else None
+        self.prior = PriorProjection(width, geometry)
+        self.condenser = nn.ModuleList(QFormerBlock(config, bias) for _ in range(geometry["condenser_depth"]))
+        self.selector = nn.ModuleList(QFormerBlock(config, bias) for _ in range(geometry["selector_depth"]))
+        self.norm = Qwen2_5_VLRMSNorm(width, eps=NORM_EPS)
+        self.rotary = Qwen2_5_VLRotaryEmbedding(config)
 
     def forward(
         self,
@@ -173,41 +386,68 @@ class GeometrySelection(nn.Module):
         grid: Tensor,
         times: Tensor,
         owner: Tensor,
-    ) -> Tensor:
+        with_attention: bool = False,
+        with_looks: bool = False,
+    ) -> Selection:
         """Geometry tokens for each question.
 
         Args:
-            question: (Q,L,d) raw embeddings of the question's own tokens.
+            question: (Q,L,d) raw embeddings of the tokens that it reads: the question's own, or for published
+                weights the prompt's (`models.published.prompt_tokens_read`).
             question_visible: (Q,L) bool, false on padding.
             features: (R,T,h,w,C) prior features of R clips, zero-padded.
             grid: (R,3) filled size of each row.
-            times: (R,T) seconds.
+            times: (R,T) seconds at which the slots of time stand.
             owner: (Q,) the clip each question is about.
-
-        Returns:
-            (Q,N,d).
+            with_attention: also give the last selector block's attention.
+            with_looks: also give where the first blocks' heads looked.
         """
         keys, visible, coordinates = self.prior(features, grid, times)
+        size = merged_size(features.shape[1:4], self.prior.merge)
+        merge = torch.tensor(self.prior.merge, device=grid.device)
+        window = Window.of(-(-grid // merge), size, len(self.queries), self.window)
+        tokens, words = self._condense(question, question_visible, with_looks)
+        selecting = {"readers": Readers.of(owner), "visible": visible}
+        if self.window:
+            selecting |= {"window": window, "query_rotary": None, "target_rotary": None}
+        else:
+            places = coordinates * coordinates.new_tensor([self.tokens_per_second, 1.0, 1.0])
+            selecting["query_rotary"] = self._rotary(self._counting(tokens))
+            selecting["target_rotary"] = self._rotary(places.floor().permute(2, 0, 1))
+        first, last = None, None
+        for number, block in enumerate(self.selector):
+            asked = (with_looks and number == 0) or (with_attention and number == len(self.selector) - 1)
+            tokens, last = block(tokens, keys, **selecting, with_looks=asked)
+            first = last if number == 0 else first
+        attention = self._over_all_keys(last, window, owner, keys.shape[1]) if with_attention else None
+        looks = Looks(words, first, window, keys, visible) if with_looks else None
+        return Selection(self.norm(tokens), attention, looks)
+
+    def _condense(self, question: Tensor, visible: Tensor, with_looks: bool) -> tuple[Tensor, Tensor | None]:
+        """Queries (Q,N,d) after reading the questions, and where the first block's heads looked."""
         tokens = self.queries.to(question.dtype).expand(len(question), -1, -1)
-        query_rotary = self._rotary(self._counting(tokens))
+        if self.context is not None:
+            earlier = functional.pad(question, (0, 0, self.words - 1, 0)).unfold(1, self.words, 1)
+            question = question + self.context(earlier.transpose(2, 3).flatten(2))
         reading = {
-            "owner": torch.arange(len(question), device=question.device),
-            "visible": question_visible,
-            "query_rotary": query_rotary,
+            "readers": Readers.alone(len(question), question.device),
+            "visible": visible,
+            "query_rotary": self._rotary(self._counting(tokens)),
             "target_rotary": self._rotary(self._counting(question)),
         }
-        for block in self.condenser:
-            tokens = block(tokens, question, **reading)
-        places = coordinates * coordinates.new_tensor([self.tokens_per_second, 1.0, 1.0])
-        selecting = {
-            "owner": owner,
-            "visible": visible,
-            "query_rotary": query_rotary,
-            "target_rotary": self._rotary(places.floor().permute(2, 0, 1)),
-        }
-        for block in self.selector:
-            tokens = block(tokens, keys, **selecting)
-        return self.norm(tokens)
+        first = None
+        for number, block in enumerate(self.condenser):
+            tokens, looks = block(tokens, question, **reading, with_looks=with_looks and number == 0)
+            first = looks if number == 0 else first
+        return tokens, first
+
+    def _over_all_keys(self, looks: Tensor, window: Window, owner: Tensor, keys: int) -> Tensor:
+        """Mean over heads of attention (Q,H,N,W) as (Q,N,M)."""
+        shares = looks.exp().mean(1)
+        if not self.window:
+            return shares
+        # A number may stand in a window more than once, where it stands for nothing and has no share.
+        return shares.new_zeros(*shares.shape[:2], keys).scatter_add(2, window.keys[owner], shares)
 
     @staticmethod
     def _counting(sequence: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""From video frames to the flattened patches that Qwen2.5-VL's vision tower reads, and the marks drawn on them.
+"""From video frames to the flattened patches that Qwen's vision towers read, and the marks drawn on them.
 
 transformers' own video processor needs torchvision; this is the same arithmetic in NumPy and Pillow, held
 against transformers' image processor by a test.
@@ -12,11 +12,11 @@ from functools import lru_cache
 
 import numpy as np
 
-PATCH = 14
 MERGE = 2
 TEMPORAL_PATCH = 2
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+HALF = np.full(3, 0.5, np.float32)
 # Sides of a picture up to this many pixels carry marks of single dots; the dots grow with the picture.
 PIXELS_PER_DOT = 168
 LARGEST_MARK = 999
@@ -40,18 +40,33 @@ class FrameSizeError(ValueError):
 
 
 @dataclass(frozen=True)
+class Patching:
+    """How a vision tower wants its pixels: patches of `side`×`side` pixels, normalised by `mean` and `std` (3,)."""
+
+    side: int
+    mean: np.ndarray
+    std: np.ndarray
+
+
+QWEN2_5_PATCHING = Patching(14, CLIP_MEAN, CLIP_STD)
+QWEN3_PATCHING = Patching(16, HALF, HALF)
+
+
+@dataclass(frozen=True)
 class Video:
-    """What the vision tower and the position ids need to know of one clip.
+    """What the vision tower, the position ids and the timestamps need to know of one clip.
 
     Attributes:
-        patches: (t·h·w, 3·2·14·14) float32, windows of 2×2 patches kept together.
+        patches: (t·h·w, 3·2·side·side) float32, windows of 2×2 patches kept together.
         grid: (t, h, w) patches; the language model sees t·h/2·w/2 tokens.
         seconds_per_slot: seconds from one temporal patch (two frames) to the next.
+        moments: t times in seconds, each the middle of its temporal patch's two frames.
     """
 
     patches: np.ndarray
     grid: tuple[int, int, int]
     seconds_per_slot: float
+    moments: tuple[float, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -76,8 +91,10 @@ class Marks:
         return replace(self, boxes=self.boxes[:, frames])
 
 
-def target_size(height: int, width: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """Height and width to resize to: multiples of 28 within the pixel budget, the aspect ratio nearly kept.
+def target_size(
+    height: int, width: int, min_pixels: int, max_pixels: int, side: int = QWEN2_5_PATCHING.side
+) -> tuple[int, int]:
+    """Height and width to resize to: multiples of 2·`side` within the pixel budget, the aspect ratio nearly kept.
 
     Source: `smart_resize` of Qwen2-VL's image processor.
 
@@ -86,7 +103,7 @@ def target_size(height: int, width: int, min_pixels: int, max_pixels: int) -> tu
     """
     if min(height, width) < 1 or max(height, width) > 200 * min(height, width):
         raise FrameSizeError(f"frames of {height}x{width} pixels: sides must be positive and within 1:200")
-    factor = PATCH * MERGE
+    factor = side * MERGE
     rounded = round(height / factor) * factor, round(width / factor) * factor
     if rounded[0] * rounded[1] > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
@@ -150,8 +167,8 @@ def _disc(number: int, dot: int) -> tuple[np.ndarray, np.ndarray]:
     return np.repeat(disc[..., None], 3, axis=2), (distance <= size**2)[..., None]
 
 
-def patchify(frames: np.ndarray) -> tuple[np.ndarray, tuple[int, int, int]]:
-    """Cut normalised frames (T,H,W,3) float32 into flattened patches (t·h·w, 3·2·14·14) and their grid.
+def patchify(frames: np.ndarray, side: int = QWEN2_5_PATCHING.side) -> tuple[np.ndarray, tuple[int, int, int]]:
+    """Cut normalised frames (T,H,W,3) float32 into flattened patches (t·h·w, 3·2·side·side) and their grid.
 
     An odd last frame is repeated. Order: time, then windows of 2×2 patches row by row, then the patches of a
     window; inside a patch: channel, frame, row, column.
@@ -159,8 +176,8 @@ def patchify(frames: np.ndarray) -> tuple[np.ndarray, tuple[int, int, int]]:
     if len(frames) % TEMPORAL_PATCH:
         frames = np.concatenate([frames, frames[-1:]])
     count, height, width, _ = frames.shape
-    t, h, w = count // TEMPORAL_PATCH, height // PATCH, width // PATCH
-    blocks = frames.reshape(t, TEMPORAL_PATCH, h // MERGE, MERGE, PATCH, w // MERGE, MERGE, PATCH, 3)
+    t, h, w = count // TEMPORAL_PATCH, height // side, width // side
+    blocks = frames.reshape(t, TEMPORAL_PATCH, h // MERGE, MERGE, side, w // MERGE, MERGE, side, 3)
     ordered = blocks.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
     return np.ascontiguousarray(ordered).reshape(t * h * w, -1), (t, h, w)
 
@@ -172,6 +189,7 @@ def prepare_video(
     min_pixels: int,
     max_pixels: int,
     marks: Marks | None = None,
+    patching: Patching = QWEN2_5_PATCHING,
 ) -> Video:
     """Everything the vision tower needs of one clip.
 
@@ -182,6 +200,7 @@ def prepare_video(
         min_pixels: lower bound of height × width after resizing.
         max_pixels: upper bound of height × width after resizing.
         marks: what is drawn on the frames after resizing, so that it stays readable; None for nothing.
+        patching: of the vision tower that reads the patches.
 
     Raises:
         FrameSizeError: if there is no frame or its sides cannot be resized.
@@ -191,10 +210,16 @@ def prepare_video(
     if len(frames) > max_frames:
         chosen = np.linspace(0, len(frames) - 1, max_frames).round().astype(int)
         frames, timestamps, marks = frames[chosen], timestamps[chosen], marks and marks.at(chosen)
-    resized = resize(frames, *target_size(*frames.shape[1:3], min_pixels, max_pixels))
+    resized = resize(frames, *target_size(*frames.shape[1:3], min_pixels, max_pixels, patching.side))
     if marks is not None:
         resized = draw_marks(resized, marks)
-    normalised = (resized.astype(np.float32) / np.float32(255) - CLIP_MEAN) / CLIP_STD
-    patches, grid = patchify(normalised)
+    normalised = (resized.astype(np.float32) / np.float32(255) - patching.mean) / patching.std
+    patches, grid = patchify(normalised, patching.side)
     interval = float(timestamps[-1] - timestamps[0]) / max(len(timestamps) - 1, 1)
-    return Video(patches, grid, TEMPORAL_PATCH * interval)
+    return Video(patches, grid, TEMPORAL_PATCH * interval, _moments(timestamps))
+
+
+def _moments(timestamps: np.ndarray) -> tuple[float, ...]:
+    """The middle of each pair of frames; an odd last frame is a pair with itself."""
+    even = np.append(timestamps, timestamps[-1:]) if len(timestamps) % TEMPORAL_PATCH else timestamps
+    return tuple(even.reshape(-1, TEMPORAL_PATCH).mean(1).tolist())

@@ -30,7 +30,7 @@ class CheckpointError(ValueError):
 
 def predict(
     checkpoint: Path,
-    questions: pyarrow.Table,
+    questions: pyarrow.Table | Sequence[Question],
     videos: Path,
     geometry: Path,
     *,
@@ -42,7 +42,7 @@ def predict(
 
     Args:
         checkpoint: folder that `models.train` wrote.
-        questions: question rows; answers are not read.
+        questions: question rows, as a table or a list; answers are not read.
         videos: folder with `<shard>/frames/<clip>.safetensors`.
         geometry: folder with `<shard>/<clip>.safetensors`.
         blind: without video and geometry, from the text alone.
@@ -58,24 +58,23 @@ def predict(
         QuestionError: if the table is no table of questions.
     """
     parameters, model, tokenizer = open_checkpoint(checkpoint)
-    asked = without_answers(questions_of(questions, with_answer=False))
-    geometry_config = model.config.geometry_config or {}
-    maker = TreeMaker(
-        Prompt(tokenizer, parameters.max_text_tokens),
-        ClipStore(videos, geometry, parameters),
-        geometry_config.get("channels"),
-        model.config.vision_config.tokens_per_second,
-        model.geometry_tokens,
-    )
-    rows = _rows(asked)
+    model.to(_device(parameters))
+    listed = questions if isinstance(questions, Sequence) else questions_of(questions, with_answer=False)
+    asked = without_answers(listed)
+    prompt = Prompt(tokenizer, parameters.max_text_tokens)
+    maker = TreeMaker(prompt, ClipStore(videos, geometry, parameters, model.patching), model)
+    rows = rows_of(groups_of(asked), maker.shares_prefix)
+    # A GPU computes as in training; a CPU in float32, so that its numbers are the same everywhere.
+    half = model.device.type == "cuda" and parameters.precision != "32-true"
+    autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=half)
     probabilities = np.full((len(asked), len(LETTERS)), np.nan)
     done = 0
     with _threads(parameters.threads):
         for start in range(0, len(rows), batch_clips):
             groups = rows[start : start + batch_clips]
-            trees = [_tree(maker, group, asked, blind) for group in groups]
+            trees = trees_of(maker, groups, asked, blind)
             places = [row for group in groups for row in group.rows]
-            probabilities[places] = _letter_probabilities(model, maker, trees)
+            probabilities[places] = _letter_probabilities(model, maker, trees, autocast)
             done += len(places)
             progress(done, len(asked), "blind" if blind else "with video")
     return probabilities
@@ -95,28 +94,44 @@ def open_checkpoint(folder: Path) -> tuple[TrainingParameters, GeometricQwen, ob
         report = json.loads((Path(folder) / "training.json").read_text())
         parameters = TrainingParameters.from_mapping(report["parameters"])
         return parameters, load_checkpoint(Path(folder)), AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder} is no checkpoint ({error}): train one first") from error
 
 
-def _rows(questions: Sequence[Question]) -> list[Group]:
+def rows_of(groups: Sequence[Group], shares_prefix: bool) -> list[Group]:
+    """Groups cut into rows of a batch: of a few questions each, or of one where none can share a prefix."""
+    size = BRANCHES_PER_ROW if shares_prefix else 1
     return [
-        Group(group.shard, group.clip, group.visible_until, group.rows[start : start + BRANCHES_PER_ROW])
-        for group in groups_of(questions)
-        for start in range(0, len(group.rows), BRANCHES_PER_ROW)
+        Group(group.shard, group.clip, group.visible_until, group.rows[start : start + size])
+        for group in groups
+        for start in range(0, len(group.rows), size)
     ]
 
 
-def _tree(maker: TreeMaker, group: Group, questions: Sequence[Question], blind: bool) -> Tree:
-    asked = [questions[row] for row in group.rows]
-    return maker.blind_tree(asked) if blind else maker.tree(group, asked)
+def trees_of(
+    maker: TreeMaker, groups: Sequence[Group], questions: Sequence[Question], blind: bool = False
+) -> list[Tree]:
+    """A tree for each group of places in the list of questions."""
+    asked = [[questions[row] for row in group.rows] for group in groups]
+    if blind:
+        return [maker.blind_tree(some) for some in asked]
+    return [maker.tree(group, some) for group, some in zip(groups, asked, strict=True)]
 
 
 @torch.no_grad()
-def _letter_probabilities(model: GeometricQwen, maker: TreeMaker, trees: Sequence[Tree]) -> np.ndarray:
+def _letter_probabilities(
+    model: GeometricQwen, maker: TreeMaker, trees: Sequence[Tree], autocast: torch.autocast
+) -> np.ndarray:
     batch = maker.pack(trees).to(model.device)
-    logits = model.score(batch, batch.prompt_end)[:, maker.prompt.letters]
+    with autocast:
+        logits = model.score(batch, batch.prompt_end)[:, maker.prompt.letters]
     return logits.double().softmax(-1).cpu().numpy()
+
+
+def _device(parameters: TrainingParameters) -> torch.device:
+    """Where the model was trained, if there is such a device here."""
+    gpu = parameters.accelerator != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if gpu else "cpu")
 
 
 @contextmanager

@@ -8,20 +8,26 @@ special tokens taken as plain text, so that no question can close its own turn o
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
 
 from models.batch import NO_TARGET, Branch
+from models.guide import Notes
 from models.parameters import ParameterError
 
 LETTERS = ("A", "B", "C", "D")
 VIDEO_PAD = "<|video_pad|>"
+VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
 TURN_END = "<|im_end|>"
 SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
     TURN_END,
-    "<|vision_start|>",
-    "<|vision_end|>",
+    VISION_START,
+    VISION_END,
     "<|image_pad|>",
     VIDEO_PAD,
 )
@@ -34,6 +40,9 @@ CHAT_TEMPLATE = """\
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
 MARK = "\u2063question\u2063"
+KEPT_TEXTS = 1 << 16
+PIECES = r" ?\(\d{1,2}(?=\) )|\) [^().\n]{1,60}\.|\d| ?\p{L}+| ?[^\s\p{L}\d]+|\s+"
+"""What the small tokenizer never merges across: numbers and states of answers, digits, words, signs, space."""
 
 
 class QuestionError(ValueError):
@@ -53,11 +62,14 @@ class Prompt:
         if not getattr(tokenizer, "chat_template", None):
             raise ParameterError("the base model's tokenizer has no chat template: add chat_template.jinja to it")
         self.tokenizer, self.max_text_tokens = tokenizer, max_text_tokens
+        # A question is asked in every epoch, and tokenizing it takes longer than packing it.
+        self._kept: dict[str, Any] = {}
         self.turn_end = self._shell(TURN_END)
         self.letters = [self._letter(letter) for letter in LETTERS]
         self.video_pad = self._shell(VIDEO_PAD)[0]
         before, after_video, after = self._frame([{"type": "video"}, {"type": "text", "text": MARK}])
         blind_before, _, blind_after = self._frame([{"type": "text", "text": MARK}])
+        self._before = before
         self._prefixes = {True: self._shell(before), False: self._shell(blind_before)}
         self._leads = {True: self._shell(after_video), False: []}
         self._tails = {True: self._shell(after), False: self._shell(blind_after)}
@@ -66,13 +78,23 @@ class Prompt:
         """Ids in front of the vision tokens, or of the question where there is no video."""
         return self._prefixes[with_video]
 
+    def timed_prefix(self, moments: Sequence[float]) -> tuple[list[int], list[list[int]]]:
+        """Qwen3-VL's ids in front of the first temporal patch, and those in front of each later one.
+
+        Args:
+            moments: seconds of the temporal patches, as `Video` has them.
+        """
+        stamps = [f"<{moment:.1f} seconds>{VISION_START}" for moment in moments]
+        first = self._shell(self._before.removesuffix(VISION_START) + stamps[0])
+        return first, [self._shell(VISION_END + stamp) for stamp in stamps[1:]]
+
     def branch(
         self,
         question: str,
         options: Sequence[str],
         answer: str | None,
         with_video: bool,
-        stated: str = "",
+        noted: bool = False,
     ) -> Branch:
         """One question.
 
@@ -81,27 +103,60 @@ class Prompt:
             options: four texts without letters in front.
             answer: letter to learn, or None at prediction.
             with_video: whether the prefix ends in vision tokens.
-            stated: text in front of the question, in the place that geometry tokens have; with it every word of
-                the prompt is to be learned too.
+            noted: whether training wants to know where each option ends.
 
         Raises:
             QuestionError: if the text is too long, or options or answer are not four and a letter.
         """
         if len(options) != len(LETTERS) or (answer is not None and answer not in LETTERS):
             raise QuestionError(f"{len(options)} options, answer {answer!r}: expected 4 and a letter A to D")
-        asked = self._text(question_text(question, options))
+        text = question_text(question, options)
+        asked = self.words(text)
         if len(asked) > self.max_text_tokens:
             raise QuestionError(
                 f"a question has {len(asked)} tokens, max_text_tokens is {self.max_text_tokens}: "
                 f"raise it or drop the question that begins {question[:60]!r}"
             )
-        prompt = [*self._text(stated), *self._leads[with_video], *asked, *self._tails[with_video]]
+        lead = self._leads[with_video]
+        prompt = [*lead, *asked, *self._tails[with_video]]
         said = [] if answer is None else [self.letters[LETTERS.index(answer)], *self.turn_end]
         tokens = prompt + said[:-1]
         silent = [NO_TARGET] * len(tokens)
         targets = silent[len(said) :] + said
-        text_targets = prompt[1:] + silent[len(prompt) - 1 :] if stated else silent
-        return Branch(tokens, targets, text_targets, asked, len(prompt))
+        notes = Notes(tuple(len(lead) + place for place in self._option_ends(text, options))) if noted else None
+        return Branch(tokens, targets, self.words(question), len(prompt), notes)
+
+    def spans(self, text: str, names: Sequence[str]) -> np.ndarray:
+        """(n,L) bool: the tokens of a text that are part of each name, wherever it occurs."""
+        places = self._places(text)
+        named = np.zeros((len(names), len(places)), bool)
+        for row, name in zip(named, names, strict=True):
+            whole = rf"(?<!\w){re.escape(name)}(?!\w)" if name else r"(?!)"
+            for found in re.finditer(whole, text):
+                row |= (places[:, 0] < found.end()) & (places[:, 1] > found.start())
+        return named
+
+    def _option_ends(self, text: str, options: Sequence[str]) -> list[int]:
+        """For each option of a question's text the place of the token that holds its last character."""
+        ends, end = [], len(text)
+        for option in reversed(options):
+            ends.append(end - 1)
+            end -= len(option) + len("\nA ")
+        places = self._places(text)
+        return [int(np.flatnonzero(places[:, 1] > last)[0]) for last in reversed(ends)]
+
+    def _places(self, text: str) -> np.ndarray:
+        """(L,2) where each token of a text begins and ends in it, characters."""
+        return np.array(self._encoded(text).offset_mapping).reshape(-1, 2)
+
+    def _encoded(self, text: str) -> Any:
+        if text not in self._kept:
+            if len(self._kept) >= KEPT_TEXTS:
+                self._kept.clear()
+            self._kept[text] = self.tokenizer(
+                _readable(text), add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+            )
+        return self._kept[text]
 
     def _frame(self, content: list[dict]) -> tuple[str, str, str]:
         """The rendered template, cut at the video pad (if any) and at the question's place."""
@@ -117,34 +172,43 @@ class Prompt:
     def _shell(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
-    def _text(self, text: str) -> list[int]:
-        readable = text.encode("utf-8", "replace").decode()
-        return self.tokenizer(readable, add_special_tokens=False, split_special_tokens=True).input_ids
+    def words(self, text: str) -> list[int]:
+        """Ids of a text, special tokens taken as plain text."""
+        return self._encoded(text).input_ids
 
     def _letter(self, letter: str) -> int:
-        ids = self._text(letter)
+        ids = self.words(letter)
         if len(ids) != 1:
             raise ParameterError(f"the tokenizer splits the option letter {letter} into {len(ids)} tokens")
         return ids[0]
 
 
+def _readable(text: str) -> str:
+    """The text without halves of characters, which no tokenizer takes."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def build_tokenizer(texts: Iterable[str], vocabulary: int):
     """A byte-level BPE of the given texts, saved and loaded like Qwen's: same special tokens, a chat template.
 
-    Digits stand alone and every byte is in the alphabet, so no text is unknown. The same texts in any order give
-    the same tokenizer.
+    A numbered state of an answer is two pieces, its number and all the rest, so that a small model has a word for it;
+    else digits stand alone. Every byte is in the alphabet, so no text is unknown. The same texts in any order give the
+    same tokenizer.
 
     Returns:
         transformers' `PreTrainedTokenizerFast`.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     # Read by the tokenizers library: worker threads would only fight with torch's for two cores.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Split(Regex(PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(

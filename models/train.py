@@ -8,17 +8,16 @@ the same. Exit codes: 0 done, 1 training failed, 2 bad input, 143 stopped by SIG
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import io
 import json
 import logging
 import os
-import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,83 +25,72 @@ import lightning
 import numpy as np
 import torch
 import transformers
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from models.data import ClipStore, Question, QuestionData, StepBatches, TreeMaker, files_identity, questions_of
-from models.geometric_qwen import GeometricQwen, geometry_config, load_base, tiny_config
+from models.batching import QuestionData, StepBatches
+from models.checkpoints import (
+    ResumableState,
+    forget_best,
+    forget_state,
+    published_weights,
+    resumable,
+    write_checkpoint,
+)
+from models.data import ClipStore, Question, TreeMaker, files_identity, groups_of, questions_of
+from models.evaluate import Evaluation
+from models.learner import Learner, base_sha256, build_learner
 from models.module import PARTS, DivergedError, QuestionAnswering, part_of
 from models.parameters import TrainingParameters
-from models.prompt import Prompt, build_tokenizer, question_text, special_ids
+from models.progress import Progress, ProgressLines, print_progress
+from models.prompt import Prompt
+from models.screening import InputError, Screening
+from models.stages import stages_of, total_steps
 
 STOPPED = 143
-PROGRESS_SECONDS = 3.0
-Progress = Callable[[int, int, str], None]
 
 
-class InputError(ValueError):
-    """A file that training needs is missing or unreadable."""
+@dataclass(frozen=True)
+class Split:
+    """Questions of one side of a release, and the SHA-256 of their file."""
+
+    questions: list[Question]
+    sha256: str
 
 
-class ResumableState(Callback):
-    """Keeps `last.ckpt`: every few steps, and when SIGTERM asks for an end."""
+@dataclass(frozen=True)
+class Material:
+    """What a training works with.
 
-    def __init__(self, path: Path, every: int, identity: str) -> None:
-        self.path, self.every, self.identity = path, every, identity
+    Attributes:
+        questions: by side, those that can be used.
+        maker: turns them into trees.
+        learner: the model.
+        channels: of the prior features.
+        hashes: of the splits and the clip files.
+        skipped: what training.json says of questions that were left out.
+    """
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-        """Save where it is time to; the file is replaced in one step."""
-        if trainer.global_step % self.every == 0 or trainer.received_sigterm:
-            partial = self.path.with_suffix(".partial")
-            trainer.save_checkpoint(partial)
-            os.replace(partial, self.path)
-
-    def on_save_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
-        """Says what the state belongs to."""
-        checkpoint["identity"] = self.identity
-
-
-class ProgressLines(Callback):
-    """A line every few seconds, readable on a terminal and in a log."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress, self.spoken = progress, 0.0
-
-    def on_train_start(self, trainer: lightning.Trainer, module: QuestionAnswering) -> None:
-        """Starts the clocks."""
-        self.first_step, self.started = trainer.global_step, time.monotonic()
-        self.first_seen = sum(module.questions_seen.values())
-
-    def on_train_batch_end(self, trainer: lightning.Trainer, module: QuestionAnswering, *_: Any) -> None:
-        """Speaks if it has been silent long enough."""
-        now, step, total = time.monotonic(), trainer.global_step, trainer.max_steps
-        if now - self.spoken < PROGRESS_SECONDS and step < total:
-            return
-        self.spoken = now
-        pace = (step - self.first_step) / (now - self.started)
-        asked = (sum(module.questions_seen.values()) - self.first_seen) / (now - self.started)
-        stage = "reading" if step <= module.parameters_used.reading_steps else "videos"
-        row = module.curves[-1] if module.curves else None
-        learned = f"loss {row['loss']:.3f} · accuracy {row['accuracy']:.2f} · " if row else ""
-        left = time.strftime("%M:%S", time.gmtime((total - step) / pace))
-        self.progress(step, total, f"{stage} · {learned}{asked:.0f} questions/s · {left} left")
+    questions: dict[str, list[Question]]
+    maker: TreeMaker
+    learner: Learner
+    channels: int
+    hashes: tuple[str, ...]
+    skipped: dict[str, dict[str, int]]
 
 
-def print_progress(done: int, total: int, what: str) -> None:
-    """Progress as a plain line that is seen at once, also through a pipe."""
-    print(f"step {done}/{total} · {what}", flush=True)
-
-
-def read_training_split(splits: Path) -> tuple[list[Question], str]:
-    """The training questions and the SHA-256 of their file.
+def read_split(splits: Path, side: str) -> Split:
+    """The questions of `train.parquet` or `val.parquet`.
 
     Raises:
-        InputError: if train.parquet is missing or no Parquet file.
+        InputError: if the file is missing or no Parquet file.
     """
     import pyarrow
     import pyarrow.parquet
 
-    path = splits / "train.parquet"
+    path = splits / f"{side}.parquet"
     if not path.is_file():
         raise InputError(f"{path} is missing: seal a release of the questions first")
     content = path.read_bytes()
@@ -110,44 +98,49 @@ def read_training_split(splits: Path) -> tuple[list[Question], str]:
         table = pyarrow.parquet.read_table(io.BytesIO(content))
     except pyarrow.ArrowInvalid as error:
         raise InputError(f"{path} is no Parquet file ({error}): seal the release again") from error
-    return questions_of(table, with_answer=True), hashlib.sha256(content).hexdigest()
+    return Split(questions_of(table, with_answer=True), hashlib.sha256(content).hexdigest())
 
 
-def build_model(
-    questions: Sequence[Question], channels: int, parameters: TrainingParameters
-) -> tuple[GeometricQwen, Any]:
-    """The model to train and its tokenizer: from `base`, or the tiny one drawn from the seed."""
-    geometry = geometry_config(parameters.geometry, channels)
-    lightning.seed_everything(parameters.seed, workers=True, verbose=False)
-    if parameters.base:
-        model = load_base(parameters.base, geometry).train()
-        return model, transformers.AutoTokenizer.from_pretrained(parameters.base)
-    texts = {question_text(question.question, question.options) for question in questions}
-    tokenizer = build_tokenizer(texts, parameters.tiny.vocabulary)
-    return GeometricQwen(tiny_config(parameters.tiny, special_ids(tokenizer), geometry)), tokenizer
+def prepare(splits: Path, videos: Path, geometry: Path, parameters: TrainingParameters) -> Material:
+    """Read the splits, leave out or refuse what cannot be used, and build the model.
+
+    Raises:
+        ValueError: for bad input, in one line.
+    """
+    sides = ("train", "val") if parameters.evaluate_every else ("train",)
+    read = {side: read_split(splits, side) for side in sides}
+    screenings = {side: Screening(parameters) for side in sides}
+    clips = ClipStore(videos, geometry, parameters)
+    usable = {side: screenings[side].with_usable_clips(read[side].questions, clips) for side in sides}
+    channels = prior_channels(clips, usable["train"])
+    learner = build_learner(usable["train"], channels, parameters)
+    clips.patching = learner.model.patching
+    prompt = Prompt(learner.tokenizer, parameters.max_text_tokens)
+    maker = TreeMaker(prompt, clips, learner.model, guided=parameters.guidance.given or parameters.reading_steps > 0)
+    context = learner.model.config.text_config.max_position_embeddings
+    for side, screening in screenings.items():
+        usable[side] = screening.with_usable_text(usable[side], maker, context)
+        rank_zero_only(screening.say)(len(read[side].questions), side)
+    files = files_identity(clips, groups_of([question for side in sides for question in usable[side]]))
+    skipped = {"skipped" if side == "train" else f"skipped_{side}": dict(screenings[side].skipped) for side in sides}
+    return Material(usable, maker, learner, channels, (*(split.sha256 for split in read.values()), files), skipped)
 
 
-def run_identity(parameters: TrainingParameters, split: str, files: str) -> str:
-    """Digest of what decides the weights: parameters, split, clip files and the code of this package."""
+def prior_channels(clips: ClipStore, questions: Sequence[Question]) -> int:
+    """Channels of the prior features, the same for all clips that passed the screening; 0 where none are read."""
+    shape = clips.shape(questions[0].shard, questions[0].clip)
+    return shape.prior[3] if shape.prior else 0
+
+
+def run_identity(parameters: TrainingParameters, inputs: Sequence[str | None]) -> str:
+    """Digest of what decides the weights: parameters, hashes of all inputs and the code of this package."""
     digest = hashlib.sha256(json.dumps(parameters.to_mapping(), sort_keys=True).encode())
-    digest.update(f"{split}|{files}".encode())
+    digest.update(json.dumps(list(inputs)).encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
     for library in (torch, transformers, lightning):
         digest.update(library.__version__.encode())
     return digest.hexdigest()
-
-
-def resumable(path: Path, identity: str) -> Path | None:
-    """The saved state, if it belongs to the same run; another run's is left to be overwritten."""
-    if not path.is_file():
-        return None
-    state = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-    if state.get("identity") == identity:
-        print(f"resuming at step {state['global_step']}", flush=True)
-        return path
-    print("starting over: the saved state belongs to other parameters, data or code", flush=True)
-    return None
 
 
 def mlflow_loggers() -> list:
@@ -160,13 +153,24 @@ def mlflow_loggers() -> list:
     return [MLFlowLogger(run_id=run, tracking_uri=uri, log_model=False)]
 
 
+def strategy_of(parameters: TrainingParameters) -> Any:
+    """How the devices share the work, as Lightning takes it."""
+    if parameters.strategy == "fsdp":
+        return ModelParallelStrategy(data_parallel_size=parameters.processes, tensor_parallel_size=1)
+    if parameters.strategy == "auto" and parameters.processes == 1:
+        return "auto"
+    # A stage that leaves a part of the model or of what guides it out gives that part no gradient.
+    unused = len(stages_of(parameters)) > 1 or parameters.guidance.given
+    return DDPStrategy(find_unused_parameters=unused)
+
+
 def fit(
     module: QuestionAnswering,
     data: QuestionData,
     parameters: TrainingParameters,
     work: Path,
     identity: str,
-    progress: Progress,
+    callbacks: Sequence[Callback],
 ) -> None:
     """Run Lightning until the last step.
 
@@ -177,47 +181,35 @@ def fit(
     """
     warnings.filterwarnings("ignore", message=".*resuming from a checkpoint that ended before.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    last = work / "last.ckpt"
-    total = len(data.batches)
+    total = total_steps(parameters)
+    state = resumable(work, identity)
+    if state is None:
+        forget_best(work)
     trainer = lightning.Trainer(
         accelerator=parameters.accelerator,
-        devices=1,
-        precision=parameters.precision,
+        devices=parameters.devices,
+        num_nodes=parameters.nodes,
+        strategy=strategy_of(parameters),
+        # Lightning's bf16-true would also round positions and times; here the weights alone are bfloat16.
+        precision="bf16-mixed" if parameters.precision == "bf16-true" else parameters.precision,
+        accumulate_grad_batches=parameters.accumulate,
         max_steps=total,
         max_epochs=-1,
         log_every_n_steps=1,
         gradient_clip_val=parameters.clip_norm or None,
-        deterministic=True,
+        # Some kernels have no deterministic form on GPUs; there a warning has to do.
+        deterministic=True if parameters.accelerator == "cpu" else "warn",
         default_root_dir=work,
         logger=mlflow_loggers(),
-        callbacks=[ResumableState(last, parameters.checkpoint_every, identity), ProgressLines(progress)],
+        callbacks=[*callbacks, ResumableState(work, parameters.checkpoint_every, identity)],
+        use_distributed_sampler=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, data, ckpt_path=resumable(last, identity), weights_only=True)
+    trainer.fit(module, data, ckpt_path=state, weights_only=True)
     if not trainer.state.finished or trainer.global_step < total:
         raise RuntimeError(f"training stopped at step {trainer.global_step} of {total}")
-
-
-def write_checkpoint(out: Path, module: QuestionAnswering, tokenizer: Any, questions: Sequence[Question]) -> None:
-    """Write the finished model folder beside `out` and move it into place."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial, old = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.old")
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    module.model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    with (partial / "curves.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["step", "stage", "loss", "accuracy", "rate"], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(module.curves)
-    report = training_report(module, questions)
-    (partial / "training.json").write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
-    if out.exists():
-        os.replace(out, old)
-    os.replace(partial, out)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def training_report(module: QuestionAnswering, questions: Sequence[Question]) -> dict[str, Any]:
@@ -225,21 +217,21 @@ def training_report(module: QuestionAnswering, questions: Sequence[Question]) ->
     sizes = dict.fromkeys(PARTS, 0)
     for name, parameter in module.model.named_parameters():
         sizes[part_of(name)] += parameter.numel()
-    last = module.curves[-5:]
+    last = {name: [row[name] for row in module.curves if name in row][-5:] for name in ("loss", "accuracy")}
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    if module.parameters_used.lora.rank:
+        import peft
+
+        versions["peft"] = peft.__version__
     return {
         "parameters": module.parameters_used.to_mapping(),
-        "steps": module.parameters_used.reading_steps + module.parameters_used.steps,
-        "loss": round(float(np.mean([row["loss"] for row in last])), 6),
-        "accuracy": round(float(np.mean([row["accuracy"] for row in last])), 6),
+        "steps": total_steps(module.parameters_used),
+        **{name: round(float(np.mean(values)), 6) for name, values in last.items() if values},
         "questions_seen": module.questions_seen,
         "train_questions": len(questions),
         "train_clips": len({question.clip for question in questions}),
         "weights": sizes,
-        "versions": {
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "lightning": lightning.__version__,
-        },
+        "versions": {**versions, "lightning": lightning.__version__},
     }
 
 
@@ -255,11 +247,11 @@ def train(
     """Train on the split's train.parquet and write the checkpoint folder `out`.
 
     Args:
-        splits: folder with train.parquet.
+        splits: folder with train.parquet, and val.parquet where training is to be evaluated.
         videos: folder with `<shard>/frames/<clip>.safetensors`.
         geometry: folder with `<shard>/<clip>.safetensors`.
         out: made, or replaced, when training has finished.
-        work: keeps the resumable state and timing.json between attempts.
+        work: keeps the resumable state and the best weights between attempts; afterwards best and last weights.
         parameters: all of them.
         progress: called every few seconds.
 
@@ -269,37 +261,27 @@ def train(
     """
     torch.set_num_threads(parameters.threads)
     work.mkdir(parents=True, exist_ok=True)
-    questions, split = read_training_split(splits)
-    clips = ClipStore(videos, geometry, parameters)
-    channels = prior_channels(clips, questions) if parameters.geometry.queries else 0
-    model, tokenizer = build_model(questions, channels, parameters)
-    prompt = Prompt(tokenizer, parameters.max_text_tokens)
-    per_second = model.config.vision_config.tokens_per_second
-    batches = StepBatches(questions, TreeMaker(prompt, clips, channels, per_second, model.geometry_tokens), parameters)
-    identity = run_identity(parameters, split, files_identity(clips, batches.groups))
-    module = QuestionAnswering(model, prompt.letters, parameters)
+    material = prepare(splits, videos, geometry, parameters)
+    maker, questions = material.maker, material.questions["train"]
+    module = QuestionAnswering(material.learner.model, maker.prompt.letters, parameters)
+    callbacks: list[Callback] = [ProgressLines(progress)]
+    if parameters.evaluate_every:
+        callbacks.insert(0, Evaluation(material.questions["val"], maker, parameters, work))
+    base = base_sha256(parameters)
+    identity = run_identity(parameters, [*material.hashes, base])
     started = time.monotonic()
-    fit(module, QuestionData(batches), parameters, work, identity, progress)
+    fit(module, QuestionData(StepBatches(questions, maker, parameters)), parameters, work, identity, callbacks)
     seconds = time.monotonic() - started
-    write_checkpoint(out, module, tokenizer, questions)
+    weights, kept = published_weights(module, work)
+    if not module.trainer.is_global_zero:
+        return
+    report = {**training_report(module, questions), "kept": kept, "base_sha256": base, **material.skipped}
+    # A process that holds a shard of the weights makes the whole model anew to lay them over.
+    learner = build_learner(questions, material.channels, parameters) if module.sharded else material.learner
+    write_checkpoint(out, learner.model, learner.view, weights, learner.tokenizer, module.curves, report)
     timing = {"seconds_of_the_last_attempt": round(seconds, 1), "finished": time.strftime("%FT%TZ", time.gmtime())}
     (work / "timing.json").write_text(json.dumps(timing, indent=1) + "\n")
-    (work / "last.ckpt").unlink(missing_ok=True)
-
-
-def prior_channels(clips: ClipStore, questions: Sequence[Question]) -> int:
-    """Channels of the prior features, as the first training clip has them; every clip must agree.
-
-    Raises:
-        ClipError: if a scene record is missing or damaged.
-    """
-    found = {}
-    for shard, clip in sorted({(question.shard, question.clip) for question in questions}):
-        found.setdefault(clips.prior(shard, clip, None).features.shape[-1], clip)
-    if len(found) > 1:
-        described = ", ".join(f"{channels} (clip {clip})" for channels, clip in found.items())
-        raise InputError(f"prior features differ in their number of channels: {described}: use one estimator")
-    return next(iter(found))
+    forget_state(work)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -322,15 +304,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parameters = TrainingParameters.from_mapping(mapping)
         train(given.splits, given.videos, given.geometry, given.out, given.work, parameters)
     except SIGTERMException:
-        print("stopped by SIGTERM; the state is saved and the next run goes on from it", file=sys.stderr)
+        complain("stopped by SIGTERM; the state is saved and the next run goes on from it")
         return STOPPED
     except DivergedError as error:
-        print(f"training failed: {error}", file=sys.stderr)
+        complain(f"training failed: {error}")
         return 1
     except (ValueError, OSError) as error:
-        print(f"bad input: {error}", file=sys.stderr)
+        # An error of a loading process brings its whole traceback; its last line is the message.
+        complain(f"bad input: {str(error).strip().splitlines()[-1]}")
         return 2
     return 0
+
+
+@rank_zero_only
+def complain(line: str) -> None:
+    """A line on stderr, once however many processes fail."""
+    print(line, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 import dagster as dg
 
 from assets.identity import Identity
-from assets.link import WORKSPACE, picture, seal
+from assets.link import WORKSPACE, picture, seal, table
 from assets.splits.asset import splits
 from assets.tracking import Tracking
 from models.parameters import TrainingParameters
@@ -59,16 +59,10 @@ def checkpoint(
         version = identity.hash_on_disk("checkpoint")
         parameters = dataclasses.asdict(training_parameters)
         model_id = tracking.log_model("geometric-qwen", run.info.run_id, version, parameters)
-    training = json.loads((workspace.checkpoint / "training.json").read_text())
     return seal(
         context,
         workspace,
-        {
-            "mlflow_run_id": run.info.run_id,
-            "mlflow_model_id": model_id,
-            "loss_curve": picture(_loss_curve(workspace.checkpoint / "curves.csv"), "image/png", "loss"),
-            **{key: value for key, value in training.items() if isinstance(value, int | float | str)},
-        },
+        {"mlflow_run_id": run.info.run_id, "mlflow_model_id": model_id, **_outcome(workspace.checkpoint)},
     )
 
 
@@ -122,22 +116,17 @@ def _publish(workspace, model: Path, versions: Mapping[str, str]) -> None:
     os.replace(partial, workspace.checkpoint)
 
 
-def _loss_curve(curves: Path) -> bytes:
-    import io
+def _outcome(checkpoint: Path) -> dict[str, object]:
+    """What a materialization says of a training."""
+    from assets.checkpoints import card
+    from assets.checkpoints.curves import learning_curves
 
-    import pandas as pd
-    from matplotlib.figure import Figure
-
-    frame = pd.read_csv(curves)
-    figure = Figure(figsize=(5, 2.6), dpi=80, layout="constrained")
-    axes = figure.add_subplot()
-    for column in frame.columns.drop("step"):
-        if "loss" in column:
-            points = frame[["step", column]].dropna()
-            axes.plot(points["step"], points[column], label=column, linewidth=1)
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss")
-    axes.legend(frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    training = json.loads((checkpoint / "training.json").read_text())
+    return {
+        "learning_curves": picture(learning_curves(checkpoint / "curves.csv"), "image/png", "learning curves"),
+        "stages": table(card.stages(training)),
+        "guidance": card.guidance_line(training["parameters"]),
+        "kept": card.kept_line(training),
+        "skipped": table(card.left_out(training)),
+        **{key: value for key, value in training.items() if isinstance(value, int | float | str)},
+    }

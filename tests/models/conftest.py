@@ -15,6 +15,7 @@ import torch
 from safetensors.numpy import save_file
 
 from models.parameters import TrainingParameters
+from models.reading import states_of
 
 SHARD = "shard-000000"
 CHANGES = (
@@ -35,17 +36,24 @@ TINY = {
         "vision_width": 16,
         "vision_heads": 2,
     },
-    "geometry": {"queries": 3, "octaves": 2},
+    "geometry": {"queries": 3, "octaves": 2, "heads": 2, "condenser_depth": 1, "merge_space": 2},
+    "guidance": dict.fromkeys(("options", "words", "names", "cells", "positions", "states", "in_videos"), 0.0),
     "reading_steps": 3,
+    "reading_questions": 6,
+    "grounding_steps": 0,
     "steps": 7,
     "clips_per_batch": 2,
     "questions_per_clip": 3,
     "max_frames": 6,
     "max_pixels": 3136,
+    "precision": "32-true",
     "threads": 1,
     "checkpoint_every": 2,
     "log_every": 2,
 }
+GUIDED = {**TINY, "guidance": {}, "grounding_steps": 3}
+"""The same with everything that training can say beside the answers, and a stage for it."""
+THINGS = 4
 
 
 @dataclass(frozen=True)
@@ -73,16 +81,28 @@ def write_clip(root: Path, clip: str, frames: int = 8, grid: tuple[int, int] = (
     folder.mkdir(parents=True, exist_ok=True)
     cells = rng.normal(size=(frames // 2, *grid, 14)).astype(np.float16)
     cells[..., 12] = 1
+    cover = np.zeros((THINGS, frames // 2, *grid), np.uint8)
+    for thing in range(THINGS):
+        cover[thing, :, thing % grid[0], : 1 + thing % 2] = 255
     # safetensors writes the memory of a strided array as it lies, so it has to be made whole first.
-    record = {"prior_features": cells, "prior_times": np.ascontiguousarray(times[1::2])}
-    save_file(record, folder / f"{clip}.safetensors", {"record": json.dumps({"marks": []})})
+    record = {"prior_features": cells, "prior_cover": cover, "prior_times": np.ascontiguousarray(times[1::2])}
+    text = {"marks": [], "names": [f"red box {thing}" for thing in range(THINGS)]}
+    save_file(record, folder / f"{clip}.safetensors", {"record": json.dumps(text)})
+
+
+def evidence_of(thing: int, states: int, begin: float) -> str:
+    """What a row says of how its answer came about: each state lasts two steps of half a second."""
+    times = begin + 0.5 * np.arange(2 * states + 1)
+    return json.dumps({"objects": {"former": thing, "latter": None}, "runs": [2] * states, "times": times.tolist()})
 
 
 def question_rows(clips: tuple[str, ...]) -> list[dict]:
     rows = []
     for number, clip in enumerate(clips):
         for place in range(4):
-            hidden = place == 3
+            hidden, answer = place == 3, (place * number) % 4
+            options = [CHANGES[(place + number + k) % 4] for k in range(4)]
+            states = states_of(options[answer])
             rows.append(
                 {
                     "qa_id": f"q{number}{place}",
@@ -90,9 +110,13 @@ def question_rows(clips: tuple[str, ...]) -> list[dict]:
                     "shard": SHARD,
                     "type": "rel_dir_pred" if hidden else "abs_dis",
                     "question": f"How does the distance of red box {place} to the camera change, until {number}.5s?",
-                    "options": [CHANGES[(place + number + k) % 4] for k in range(4)],
-                    "answer": "ABCD"[(place * number) % 4],
+                    "options": options,
+                    "answer": "ABCD"[answer],
                     "visible_until": 2.0 if hidden else None,
+                    "states": states,
+                    "targets": [f"red box {place}", "camera"],
+                    "viewpoint_subject": "camera",
+                    "evidence": evidence_of(place, len(states), 2.0 if hidden else 0.5),
                 }
             )
     return rows
@@ -133,14 +157,18 @@ def checkpoint(release, parameters, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def maker(release, parameters):
-    """Makes trees of the release for a fresh tiny model: (maker, model, questions)."""
+    """As `made`."""
+    return made(release, parameters)
+
+
+def made(release: Release, parameters: TrainingParameters) -> tuple:
+    """Makes trees of the release, with notes, for a fresh tiny model: (maker, model, questions)."""
     from models.data import ClipStore, TreeMaker, questions_of
+    from models.learner import build_model
     from models.prompt import Prompt
-    from models.train import build_model
 
     questions = questions_of(release.table, with_answer=True)
     model, tokenizer = build_model(questions, 14, parameters)
     clips = ClipStore(release.videos, release.geometry, parameters)
     prompt = Prompt(tokenizer, parameters.max_text_tokens)
-    per_second = model.config.vision_config.tokens_per_second
-    return TreeMaker(prompt, clips, 14, per_second, model.geometry_tokens), model.eval(), questions
+    return TreeMaker(prompt, clips, model, guided=True), model.eval(), questions

@@ -12,13 +12,7 @@ def video(t: int = 2, h: int = 4, w: int = 6, seconds: float = 1.0) -> Video:
 
 
 def branch(*tokens: int) -> Branch:
-    return Branch(
-        list(tokens),
-        [NO_TARGET] * (len(tokens) - 1) + [7],
-        [NO_TARGET] * len(tokens),
-        list(tokens[:1]),
-        len(tokens) - 1,
-    )
+    return Branch(list(tokens), [NO_TARGET] * (len(tokens) - 1) + [7], list(tokens[:1]), len(tokens) - 1)
 
 
 def prior(t: int = 2) -> Prior:
@@ -80,3 +74,40 @@ def test_batch_moves_as_a_whole():
     moved = batch.to("meta")
     assert moved.tokens.device.type == moved.prior.device.type == "meta"
     assert pack([Tree([1], None, None, [branch(1, 2)])], PAD, 1, 2.0).to("cpu").patches is None
+
+
+def test_cells_of_the_prior_follow_the_vision_tokens_of_their_own_tree():
+    trees = [
+        Tree([1], video(1), prior(3), [branch(11, 12), branch(13, 14)]),
+        Tree([2], None, None, [branch(21, 22)]),
+        Tree([3], video(2), prior(2), [branch(31, 32)]),
+    ]
+    batch = pack(trees, PAD, 0, 2.0, (2, 2, 1))
+    # 3×3×2 features merge to 2×2×2 cells, 2×3×2 to 1×2×2.
+    assert batch.geometry_slots.sum(1).tolist() == [8, 0, 4]
+    assert batch.geometry_slots[0].nonzero().flatten().tolist() == list(range(7, 15))
+    # Behind the video's longer side text positions count on, over the cells and into every branch.
+    assert batch.positions[0, 0, 7:].tolist() == [*range(4, 12), 12, 13, 12, 13]
+    assert batch.prior_video.tolist() == [0, 1]
+
+
+def test_timestamps_part_the_temporal_patches():
+    tree = Tree([1, 2], video(3), None, [branch(11, 12)], [[5, 6], [7]])
+    batch = pack([tree], PAD, 0, 2.0)
+    seen = [PAD] * 6
+    assert batch.tokens[0].tolist() == [1, 2, *seen, 5, 6, *seen, 7, *seen, 11, 12]
+    # Every patch of time starts anew on the time axis and ends after the three columns of its grid.
+    times = [0, 1, *[2] * 6, 5, 6, *[7] * 6, 10, *[11] * 6, 14, 15]
+    assert batch.positions[0, 0].tolist() == times
+    assert batch.positions[2, 0, 2:8].tolist() == [2, 3, 4] * 2
+
+
+def test_geometry_inputs_are_those_of_the_batch():
+    trees = [Tree([1], video(), prior(t), [branch(11, 12), branch(21, 22)][: 3 - t]) for t in (1, 2)]
+    geometry = pack(trees, PAD, 1, 2.0).geometry
+    assert geometry.owner.tolist() == [0, 0, 1] and len(geometry.prior) == 2
+    each = geometry.with_row_per_question()
+    assert each.owner.tolist() == [0, 1, 2] and each.prior_grid.tolist() == [[1, 3, 2], [1, 3, 2], [2, 3, 2]]
+    assert torch.equal(each.prior[1], geometry.prior[0]) and torch.equal(each.question, geometry.question)
+    assert geometry.to("meta").prior.device.type == "meta"
+    assert pack([Tree([1], video(), None, [branch(11, 12)])], PAD, 1, 2.0).geometry is None

@@ -3,14 +3,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import safetensors
 import torch
 from safetensors.numpy import load_file, save_file
 
-from models.data import ClipError, ClipStore, FromStep, StepBatches, groups_of, questions_of
+from models.data import ClipError, ClipStore, TreeMaker, groups_of, questions_of, without_answers
 from models.parameters import TrainingParameters
 from models.prompt import QuestionError
-from models.reading import open_share, reading_rows, stated_question
-from tests.models.conftest import SHARD, clip_name, write_clip
+from tests.models.conftest import SHARD, TINY, clip_name, write_clip
 
 
 def test_questions_with_the_same_view_share_a_prefix(release):
@@ -97,6 +97,49 @@ def test_missing_and_damaged_clips_are_named(release, parameters, tmp_path):
         ClipStore(tmp_path, tmp_path / "geometry", parameters).prior(SHARD, clip_name(9), None)
 
 
+def test_shape_tells_what_reading_will_give_without_reading_it(release, parameters):
+    clips = ClipStore(release.videos, release.geometry, parameters)
+    for until in (None, 2.0, -1.0):
+        for clip in release.clips:
+            assert clips.video_tokens(SHARD, clip, until) == clips.video(SHARD, clip, until).tokens
+            assert clips.prior_size(SHARD, clip, until) == clips.prior(SHARD, clip, until, 14).features.shape[:3]
+    shape = clips.shape(SHARD, release.clips[1])
+    assert (shape.size, shape.prior, len(shape.times)) == ((42, 60), (5, 4, 4, 14), 10)
+    blind = TrainingParameters.from_mapping({**TINY, "geometry": {"queries": 0}})
+    without = ClipStore(release.videos, release.geometry, blind)
+    assert without.shape(SHARD, release.clips[1]).prior is None
+
+
+def rewritten(path, **changes) -> None:
+    """The file again with other tensors; None drops one."""
+    with safetensors.safe_open(path, framework="numpy") as file:
+        metadata = file.metadata()
+    stored = {name: value for name, value in (load_file(path) | changes).items() if value is not None}
+    save_file(stored, path, metadata)
+
+
+@pytest.mark.parametrize(
+    ("folder", "changes", "reason"),
+    [
+        ("videos", {"frames": np.zeros((8, 42, 60), np.uint8)}, "wrong shapes"),
+        ("videos", {"frames": np.zeros((3, 42, 60, 3), np.uint8)}, "wrong shapes"),
+        ("videos", {"frames": np.zeros((8, 1, 900, 3), np.uint8)}, "wrong shapes"),
+        ("videos", {"frames": None}, "damaged file"),
+        ("geometry", {"prior_features": None}, "damaged file"),
+        ("geometry", {"prior_features": np.zeros((3, 2, 2, 14), np.float16)}, "wrong shapes"),
+    ],
+)
+def test_a_look_finds_what_reading_would_stumble_over(parameters, tmp_path, folder, changes, reason):
+    write_clip(tmp_path, clip_name(0))
+    rewritten(next((tmp_path / folder / SHARD).rglob("*.safetensors")), **changes)
+    clips = ClipStore(tmp_path / "videos", tmp_path / "geometry", parameters)
+    with pytest.raises(ClipError) as caught:
+        clips.shape(SHARD, clip_name(0))
+    assert caught.value.reason == reason and clip_name(0) in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(ClipError):
+        clips.video(SHARD, clip_name(0), None) if folder == "videos" else clips.prior(SHARD, clip_name(0), None)
+
+
 def write_marks(root, marks, times=None, boxes=None) -> ClipStore:
     """The clip again, its first half with a thing on the left of the picture and its second with one on the right."""
     write_clip(root, clip_name(0))
@@ -149,6 +192,33 @@ def test_marks_that_cannot_be_drawn_name_the_clip(tmp_path, marks, other, said):
     assert clip_name(0) in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_model_that_reads_as_published_gets_prompt_times_and_positions_its_way(release, maker, monkeypatch):
+    make, model, questions = maker
+    whole = {group.clip: group for group in groups_of(questions) if group.visible_until is None}
+    group = whole[release.clips[0]]
+    asked = [questions[row] for row in group.rows]
+    plain = make.tree(group, asked)
+    monkeypatch.setitem(model.config.geometry_config, "reads", "prompt")
+    monkeypatch.setitem(model.config.geometry_config, "merge_time", 2)
+    other = TreeMaker(make.prompt, make.clips, model)
+    tree, decode = other.tree(group, asked), make.prompt.tokenizer.decode
+    read = decode(tree.branches[0].question)
+    assert asked[0].question in read and read.startswith("user") and "<|" not in read and "assistant" not in read
+    assert "assistant" in decode(other.tree(group, without_answers(asked)).branches[0].question)
+    assert tree.branches[0].tokens == plain.branches[0].tokens
+    # Four slots of a second, merged in pairs: keys stand where their pair begins, not where it ends.
+    assert plain.prior.times.tolist() == [0.5, 1.5, 2.5, 3.5] and tree.video.seconds_per_slot * 3 == pytest.approx(4.2)
+    assert tree.prior.times.tolist() == pytest.approx([0, 0, 2.1, 2.1])
+    far = replace(tree, video=replace(tree.video, seconds_per_slot=30.0))
+    assert other.pack([far]).positions.max() > make.pack([far]).positions.max()
+
+
+def test_blind_trees_of_a_guided_training_are_answered(maker):
+    make, model, questions = maker
+    batch = make.pack([make.blind_tree(questions[:2])])
+    assert torch.isfinite(model.score(batch, batch.prompt_end)).all()
+
+
 @pytest.mark.parametrize(
     ("column", "value"), [("clip", "../x"), ("clip", None), ("shard", "shard-1"), ("clip", "A" * 64)]
 )
@@ -159,55 +229,3 @@ def test_names_that_would_leave_the_folder_are_refused(release, column, value):
         questions_of(table, with_answer=True)
     with pytest.raises(QuestionError, match="no column options"):
         questions_of(release.table.drop_columns(["options"]), with_answer=True)
-
-
-def test_step_decides_the_batch(maker, parameters):
-    make, _, questions = maker
-    one, other = (StepBatches(questions, make, parameters) for _ in range(2))
-    later = [one[step].tokens for step in (9, 4, 1)]
-    assert all(torch.equal(a, other[step].tokens) for a, step in zip(later, (9, 4, 1), strict=True))
-    assert not torch.equal(one[0].tokens, one[1].tokens)
-
-
-def test_an_epoch_asks_every_question_once(maker):
-    make, _, questions = maker
-    parameters = TrainingParameters(reading_steps=0, clips_per_batch=2, questions_per_clip=2, steps=50)
-    batches = StepBatches(questions, make, parameters)
-    # Each of four clips: three questions in two packs and one alone: 12 packs, 6 steps an epoch.
-    for epoch in range(2):
-        rows = [row for step in range(6) for _, pack in batches._packs(6 * epoch + step) for row in pack]
-        assert sorted(rows) == list(range(16))
-    assert batches._packs(0) != batches._packs(6)
-
-
-def test_sampler_goes_on_where_training_stands():
-    assert list(FromStep(3, 6)) == [3, 4, 5] and len(FromStep(3, 6)) == 6
-
-
-def test_reading_stage_states_the_answer(maker, parameters):
-    make, _, questions = maker
-    batches = StepBatches(questions, make, parameters)
-    batch = batches[0]
-    assert batch.patches is None and batch.prior is None
-    text = make.prompt.tokenizer.decode(batch.tokens[0][batch.branch[0] == 0])
-    stated, rest = text.split("\n", 1)
-    letter = rest.rstrip()[-1]
-    assert f"{letter} {stated}" in rest.splitlines() or f"{letter} {stated}<|im_end|>" in rest.splitlines()
-
-
-def test_letters_of_stated_questions_are_even():
-    rng = np.random.default_rng(0)
-    four = [f"option {number}" for number in range(4)]
-    drawn = [stated_question(four, rng) for _ in range(2000)]
-    letters = [answer for *_, answer in drawn]
-    assert all(450 < letters.count(letter) < 550 for letter in "ABCD")
-    for stated, options, letter in drawn:
-        assert sorted(options) == four and options["ABCD".index(letter)] == stated.strip()
-
-
-def test_reading_begins_with_short_options(release):
-    questions = questions_of(release.table, with_answer=True)
-    lengths = [sum(map(len, question.options)) for question in questions]
-    assert [lengths[row] for row in reading_rows([q.options for q in questions])] == sorted(lengths)
-    shares = [open_share(step, 20) for step in range(20)]
-    assert shares[9] == shares[0] < 0.1 < shares[10] and shares == sorted(shares) and shares[-1] == pytest.approx(1.0)

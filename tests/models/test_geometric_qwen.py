@@ -1,4 +1,5 @@
 import copy
+import json
 import shutil
 from dataclasses import replace
 
@@ -7,137 +8,77 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from models.batch import NO_TARGET, PREFIX, Tree
-from models.data import groups_of
-from models.geometric_qwen import GeometricQwen, load_base, load_checkpoint
-from models.module import tree_loss
+from models.geometric_qwen import GeometricQwen, check_weights, load_base, load_checkpoint
+from models.gsm import QUERY_SPREAD
 from models.parameters import ParameterError
+from tests.models.small_models import FAMILIES, model_of, one_by_one, packed, tree_of, without_geometry
 
 
-def trees_of(maker, questions) -> list[Tree]:
-    return [maker.tree(group, [questions[row] for row in group.rows]) for group in groups_of(questions)]
-
-
-def one_by_one(trees: list[Tree]) -> list[Tree]:
-    return [replace(tree, branches=[branch]) for tree in trees for branch in tree.branches]
-
-
-def loss_and_gradients(model, batches, counts):
-    """Loss over all targets and its gradient, from batches that hold `counts` targets each."""
-    model.zero_grad()
-    total = 0.0
-    for batch, count in zip(batches, counts, strict=True):
-        loss = tree_loss(model, batch)[0] * count / sum(counts)
-        loss.backward()
-        total += loss.item()
-    return total, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-@pytest.fixture
-def sharpened(maker):
-    """The fixture's model with larger weights, so that attention and geometry really matter."""
-    make, model, questions = maker
+def test_questions_do_not_see_each_other():
+    model = model_of("qwen2_5", "gsm")
+    tree = tree_of(model, 0, 3)
+    batch = packed(model, [tree])
+    longer = replace(tree.branches[0], tokens=[*range(20, 40), *tree.branches[0].tokens], prompt_length=25)
+    longer = replace(longer, targets=[-100] * 20 + longer.targets)
+    changed = packed(model, [replace(tree, branches=[longer, *tree.branches[1:]])])
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(5)
-    return make, model, questions
-
-
-def test_shared_prefix_gives_the_loss_and_gradients_of_separate_sequences(sharpened):
-    make, model, questions = sharpened
-    trees = trees_of(make, questions)
-    singles = one_by_one(trees)
-    assert len(singles) == len(questions) and len(trees) == 8
-    shared = loss_and_gradients(model, [make.pack(trees)], [1])
-    separate = loss_and_gradients(model, [make.pack([tree]) for tree in singles], [1] * len(singles))
-    assert shared[0] == pytest.approx(separate[0], rel=1e-5)
-    assert set(shared[1]) == set(separate[1]) == {name for name, _ in model.named_parameters()}
-    for name, gradient in shared[1].items():
-        difference = (gradient - separate[1][name]).norm() / separate[1][name].norm().clamp(min=1e-6)
-        assert difference < 1e-4, name
-
-
-def test_questions_do_not_see_each_other(sharpened):
-    make, model, questions = sharpened
-    group = groups_of(questions)[0]
-    asked = [questions[row] for row in group.rows]
-    before = tree_loss(model, make.pack([make.tree(group, asked)]))[1]
-    asked[0] = replace(asked[0], question="Something else altogether, and much longer than it was before?")
-    after = tree_loss(model, make.pack([make.tree(group, asked)]))[1]
+        before, after = model.score(batch, batch.prompt_end), model.score(changed, changed.prompt_end)
     assert (before[0] - after[0]).abs().max() > 1e-3
     torch.testing.assert_close(before[1:], after[1:], rtol=1e-4, atol=1e-5)
 
 
-def test_geometry_reaches_the_answer(sharpened):
-    make, model, questions = sharpened
-    tree = trees_of(make, questions)[0]
-    before = tree_loss(model, make.pack([tree]))[1]
-    moved = replace(tree, prior=replace(tree.prior, features=tree.prior.features[::-1].copy()))
-    assert (tree_loss(model, make.pack([moved]))[1] - before).abs().max() > 1e-3
-
-
 @pytest.mark.parametrize("seconds", [0.4, 1.0, 2.6])
-def test_a_tree_of_one_question_is_the_plain_models_sequence(sharpened, seconds):
+def test_a_tree_of_one_question_is_the_plain_models_sequence(seconds):
     """Without geometry: our embeddings, positions and mask against the plain model's own forward."""
-    make, model, questions = sharpened
-    tree = one_by_one(trees_of(make, questions))[0]
-    tree = replace(tree, prior=None, video=replace(tree.video, seconds_per_slot=seconds))
-    batch = make.pack([tree])
-    ours = model.score(batch, torch.ones_like(batch.tokens, dtype=torch.bool))
-    types = torch.where(batch.tokens == make.prompt.video_pad, 2, 0).int()
-    plain = Qwen2_5_VLForConditionalGeneration(model.config).eval()
-    plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("gsm.")})
-    theirs = plain(
-        input_ids=batch.tokens,
-        mm_token_type_ids=types,
-        pixel_values_videos=batch.patches,
-        video_grid_thw=batch.video_grid,
-        second_per_grid_ts=torch.tensor([seconds]),
-    ).logits
-    positions = plain.model.get_rope_index(
-        batch.tokens, types, video_grid_thw=batch.video_grid, second_per_grid_ts=torch.tensor([seconds])
-    )[0]
+    model = model_of("qwen2_5", "gsm")
+    tree = one_by_one([tree_of(model, 0, 1, slots=3, with_prior=False)])[0]
+    batch = packed(model, [replace(tree, video=replace(tree.video, seconds_per_slot=seconds))])
+    plain = without_geometry(model)
+    types = batch.video_slots.int() * 2
+    video = {"video_grid_thw": batch.video_grid, "second_per_grid_ts": torch.tensor([seconds])}
+    positions, _ = plain.model.get_rope_index(batch.tokens, types, **video)
     assert torch.equal(batch.positions, positions)
+    with torch.no_grad():
+        ours = model.score(batch, torch.ones_like(batch.tokens, dtype=torch.bool))
+        theirs = plain(
+            input_ids=batch.tokens, mm_token_type_ids=types, pixel_values_videos=batch.patches, **video
+        ).logits
     torch.testing.assert_close(ours, theirs[0], rtol=1e-4, atol=1e-4)
 
 
-def test_forward_and_generate_are_the_plain_models(maker):
-    _, model, _ = maker
-    plain = Qwen2_5_VLForConditionalGeneration(model.config).eval()
-    plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("gsm.")})
-    tokens = torch.arange(20).view(2, 10) + 40
-    assert torch.equal(model(input_ids=tokens).logits, plain(input_ids=tokens).logits)
-    assert torch.equal(
-        model.generate(tokens, max_new_tokens=3, do_sample=False),
-        plain.generate(tokens, max_new_tokens=3, do_sample=False),
-    )
-
-
-def test_saved_model_is_loaded_bit_for_bit(maker, tmp_path):
-    make, model, questions = maker
-    model.save_pretrained(tmp_path)
-    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["model.safetensors"]
-    assert not list(tmp_path.glob("*.bin"))
-    loaded = load_checkpoint(tmp_path)
-    batch = make.pack(trees_of(make, questions))
-    slots = batch.targets != NO_TARGET
-    assert torch.equal(loaded.score(batch, slots), model.score(batch, slots))
-
-
-def test_geometry_is_added_to_a_plain_base(maker, tmp_path):
-    _, model, _ = maker
+@pytest.mark.parametrize("family", FAMILIES)
+def test_geometry_is_added_to_a_plain_base(family, tmp_path):
+    model = model_of(family, "fused")
     config = copy.deepcopy(model.config)
     config.geometry_config = None
-    plain = Qwen2_5_VLForConditionalGeneration(config)
+    plain = type(model).__mro__[2](config)
     plain.save_pretrained(tmp_path)
     torch.manual_seed(3)
     grown = load_base(str(tmp_path), model.config.geometry_config)
     assert grown.geometry_tokens == 3
-    assert grown.gsm.queries.detach().std() == pytest.approx(1.0, abs=0.3)
+    assert grown.gsm.queries.detach().std() == pytest.approx(QUERY_SPREAD, rel=0.3)
     assert grown.gsm.condenser[0].mlp.up_proj.weight.detach().std() == pytest.approx(0.04, rel=0.2)
+    assert grown.fusion.gate.weight.detach().std() == pytest.approx(0.04, rel=0.2)
+    assert grown.fusion.spread.in_proj_weight.detach().abs().max() > 0.01
+    assert grown.fusion.vision_norm.weight.detach().eq(1).all()
     for name, value in plain.state_dict().items():
         assert torch.equal(grown.state_dict()[name], value), name
+    torch.manual_seed(3)
+    again = load_base(str(tmp_path), model.config.geometry_config).state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in grown.state_dict().items())
+
+
+def test_attention_and_precision_are_those_asked_for(tmp_path):
+    model_of("qwen2_5", "gsm").save_pretrained(tmp_path)
+    model = load_base(str(tmp_path), None, attention="flex_attention", dtype=torch.bfloat16)
+    assert model.model.language_model.config._attn_implementation == "flex_attention"
+    assert model.config.vision_config._attn_implementation == "sdpa"
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    half = model_of("qwen2_5", "fused").bfloat16()
+    batch = packed(half, [tree_of(half, 0, 1)])
+    batch = replace(batch, patches=batch.patches.bfloat16())
+    with torch.no_grad():
+        assert half.score(batch, batch.prompt_end).dtype == torch.bfloat16
 
 
 def test_checkpoint_is_a_plain_model_to_transformers(checkpoint):
@@ -147,36 +88,97 @@ def test_checkpoint_is_a_plain_model_to_transformers(checkpoint):
         assert torch.equal(value, whole.state_dict()[name]), name
 
 
-def test_weights_have_the_published_names(checkpoint):
-    names = set(load_file(checkpoint / "model.safetensors"))
+def test_weights_have_the_published_names(tmp_path):
+    model_of("qwen2_5", "gsm").save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["model.safetensors"]
+    assert not list(tmp_path.glob("*.bin"))
+    names = set(load_file(tmp_path / "model.safetensors"))
     assert {"lm_head.weight", "model.embed_tokens.weight", "visual.patch_embed.proj.weight"} <= names
 
 
-def test_checkpoint_that_lacks_weights_is_refused(checkpoint, tmp_path):
-    shutil.copytree(checkpoint, tmp_path / "short")
-    weights = load_file(checkpoint / "model.safetensors")
+def test_older_checkpoints_that_name_no_variant_are_gsm(tmp_path):
+    model = model_of("qwen2_5", "gsm")
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for name in ("variant", "fusion_mask_share", "fusion_mask_probability", "heads", "window", "context"):
+        del config["geometry_config"][name]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert load_checkpoint(tmp_path).variant == "gsm"
+
+
+def test_checkpoint_that_lacks_weights_is_refused(tmp_path):
+    model_of("qwen2_5", "gsm").save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
     del weights["model.norm.weight"]
-    save_file(weights, tmp_path / "short" / "model.safetensors", metadata={"format": "pt"})
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ParameterError, match=r"lacks 1 weights, the first is model\.language_model\.norm\.weight"):
-        load_checkpoint(tmp_path / "short")
+        load_checkpoint(tmp_path)
     with pytest.raises(ParameterError, match="lacks 1 weights"):
-        load_base(str(tmp_path / "short"), None)
+        load_base(str(tmp_path), None)
 
 
 def test_base_that_is_none_is_refused(tmp_path):
     with pytest.raises(ParameterError, match="can be loaded from there"):
         load_base(str(tmp_path), None)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ParameterError, match="not a qwen2_5_vl"):
+    with pytest.raises(ParameterError, match="is a bert, not one of qwen2_5_vl, qwen3_vl"):
+        load_base(str(tmp_path), None)
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3_vl"}')
+    with pytest.raises(ParameterError, match=r"model\.safetensors is missing: fetch the model's weights"):
         load_base(str(tmp_path), None)
 
 
-def test_blind_tree_holds_text_only(maker):
-    make, model, questions = maker
-    batch = make.pack([make.blind_tree(questions[:3])])
-    assert batch.patches is None and batch.prior is None
-    assert not batch.video_slots.any() and not batch.geometry_slots.any()
-    assert (batch.tokens != make.prompt.video_pad).all()
-    prefix = batch.tokens[batch.branch == PREFIX].tolist()
-    assert prefix == make.prompt.prefix(False)
-    assert torch.isfinite(tree_loss(model, batch)[0])
+@pytest.fixture
+def sharded(tmp_path):
+    folder = tmp_path / "sharded"
+    model_of("qwen2_5", "none").save_pretrained(folder, max_shard_size="20KB")
+    shards = sorted(folder.glob("model-*.safetensors"))
+    assert len(shards) > 2
+    return folder, shards
+
+
+@pytest.mark.parametrize("keep", [0, 5, 0.5, -1])
+def test_a_shard_that_is_cut_short_is_named(sharded, keep):
+    folder, shards = sharded
+    content = shards[1].read_bytes()
+    shards[1].write_bytes(content[: keep if isinstance(keep, int) else int(len(content) * keep)])
+    for load in (lambda: load_base(str(folder), None), lambda: load_checkpoint(folder)):
+        with pytest.raises(
+            ParameterError, match=rf"{shards[1].name} is damaged or cut short .*: fetch it again"
+        ) as error:
+            load()
+        assert "\n" not in str(error.value)
+
+
+def test_a_shard_that_is_missing_is_named(sharded):
+    folder, shards = sharded
+    shards[2].unlink()
+    with pytest.raises(ParameterError, match=rf"{shards[2].name} is missing"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": "../../x"}}'])
+def test_an_index_that_is_none_is_refused(sharded, content):
+    folder, _ = sharded
+    (folder / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(ValueError, match=r"(index\.json|sharded/x is missing).*"):
+        check_weights(folder)
+
+
+def test_weights_of_another_size_are_refused(tmp_path):
+    model_of("qwen2_5", "gsm").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["text_config"]["intermediate_size"] = 64
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        ParameterError, match=r"mlp\.\w+\.weight has shape \(.*\), the configuration asks for \(.*64.*\)"
+    ):
+        load_checkpoint(tmp_path)
+
+
+def test_a_folder_is_copied_as_a_whole(checkpoint, tmp_path):
+    """Nothing in a checkpoint points back to where it was made."""
+    shutil.copytree(checkpoint, tmp_path / "copy")
+    moved, original = load_checkpoint(tmp_path / "copy"), load_checkpoint(checkpoint)
+    for name, value in original.state_dict().items():
+        assert torch.equal(moved.state_dict()[name], value), name

@@ -1,12 +1,15 @@
+import dataclasses
 import json
 
 import pytest
 
-from models.parameters import ParameterError, TrainingParameters
+from models.parameters import GuidanceParameters, LoraParameters, ParameterError, TrainingParameters
+
+SILENT = dict.fromkeys((entry.name for entry in dataclasses.fields(GuidanceParameters)), 0.0)
 
 
 def test_mapping_and_object_are_each_others_inverse():
-    given = TrainingParameters(steps=3, base="somewhere")
+    given = TrainingParameters(steps=3, base="somewhere", lora=LoraParameters(targets=("q_proj",)), compile=True)
     assert TrainingParameters.from_mapping(json.loads(json.dumps(given.to_mapping()))) == given
 
 
@@ -23,7 +26,24 @@ def test_mapping_and_object_are_each_others_inverse():
         ({"base": 3}, "expected str or nothing"),
         ({"tiny": 3}, "expected names with values"),
         ({"learning_rates": {"language": 0}}, "the reading stage trains the language model"),
-        ({"steps": 0, "reading_steps": 0}, "nothing would be trained"),
+        ({"steps": 0, "reading_steps": 0, "grounding_steps": 0}, "nothing would be trained"),
+        ({"learning_rates": {"language": 0}, "reading_steps": 0, "lora": {"rank": 4}}, "adapters of lora"),
+        ({"lora": {"targets": "q_proj"}}, "lora.targets = 'q_proj': expected a list of names"),
+        ({"grounding_steps": 5, "geometry": {"variant": "none"}}, "no geometry module is trained"),
+        ({"grounding_steps": 5, "learning_rates": {"geometry": 0}}, "no geometry module is trained"),
+        ({"revision": "main"}, "has no meaning without base"),
+        ({"keep": "best"}, "needs evaluate_every"),
+        ({"accumulate": 2, "devices": 4}, "clips_per_batch = 4: is less than"),
+        ({"compile": 1}, "compile = 1: expected bool"),
+        ({"strategy": "deepspeed"}, "choose one of auto, ddp, fsdp"),
+        ({"grounding_steps": 5, "guidance": SILENT}, "all weights of guidance are 0"),
+        ({"strategy": "fsdp"}, "is not for models in shards"),
+        ({"geometry": {"prior": "tokens"}}, "guidance: reads geometric cells"),
+        ({"guidance": {"cells": -1}}, "cells = -1.0: must be at least 0"),
+        ({"guidance": {"gaze": 1}}, "guidance.gaze: no such parameter"),
+        ({"videos_rate": 1.5}, "videos_rate = 1.5: must be at most 1"),
+        ({"reading_questions": 0}, "reading_questions = 0: must be at least 1"),
+        ({"geometry": {"context": 0}}, "context = 0: must be at least 1"),
     ],
 )
 def test_bad_values_are_named(mapping, said):
@@ -35,6 +55,7 @@ def test_pydantic_checks_the_same_class():
     pydantic = pytest.importorskip("pydantic")
     adapter = pydantic.TypeAdapter(TrainingParameters)
     assert adapter.validate_python({"steps": 7, "tiny": {"layers": 1}}).tiny.layers == 1
+    assert adapter.validate_python({"lora": {"targets": ["q_proj"]}}).lora.targets == ("q_proj",)
     with pytest.raises(pydantic.ValidationError):
         adapter.validate_python({"stepz": 7})
     with pytest.raises(pydantic.ValidationError):
@@ -42,7 +63,5 @@ def test_pydantic_checks_the_same_class():
 
 
 def test_every_parameter_is_described():
-    import dataclasses
-
     plain = [f.name for f in dataclasses.fields(TrainingParameters) if not f.metadata.get("description")]
-    assert plain == ["tiny", "geometry", "learning_rates"]
+    assert plain == ["tiny", "geometry", "lora", "learning_rates", "guidance"]

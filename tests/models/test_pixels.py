@@ -6,6 +6,8 @@ import pytest
 from models.pixels import (
     CLIP_MEAN,
     CLIP_STD,
+    QWEN2_5_PATCHING,
+    QWEN3_PATCHING,
     FrameSizeError,
     Marks,
     draw_marks,
@@ -18,22 +20,31 @@ from models.pixels import (
 
 @pytest.mark.parametrize("size", [(42, 60), (240, 320), (360, 640), (17, 900), (28, 28), (101, 57), (1080, 1920)])
 @pytest.mark.parametrize("budget", [(3136, 12544), (784, 3136), (3136, 230_400)])
-def test_size_is_that_of_transformers(size, budget):
+@pytest.mark.parametrize("side", [14, 16])
+def test_size_is_that_of_transformers(size, budget, side):
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-    assert target_size(*size, *budget) == smart_resize(*size, 28, *budget)
+    assert target_size(*size, *budget, side) == smart_resize(*size, 2 * side, *budget)
 
 
+@pytest.mark.parametrize("patching", [QWEN2_5_PATCHING, QWEN3_PATCHING], ids=["qwen2_5", "qwen3"])
 @pytest.mark.parametrize(("height", "width"), [(42, 60), (37, 111), (200, 90)])
-def test_patches_are_those_of_transformers_image_processor(height, width):
+def test_patches_are_those_of_transformers_image_processor(height, width, patching):
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     rng = np.random.default_rng(height)
     images = rng.integers(0, 256, (3, height, width, 3), dtype=np.uint8)
-    processor = Qwen2VLImageProcessorPil(min_pixels=3136, max_pixels=12544)
+    # Both families publish this processor; Qwen3-VL's files set another patch, mean and deviation.
+    processor = Qwen2VLImageProcessorPil(
+        min_pixels=3136,
+        max_pixels=12544,
+        patch_size=patching.side,
+        image_mean=patching.mean.tolist(),
+        image_std=patching.std.tolist(),
+    )
     theirs = processor(list(images), return_tensors="np")
     # An image is a pair of equal frames to the vision tower.
-    ours = prepare_video(np.repeat(images, 2, 0), np.arange(6.0), 6, 3136, 12544)
+    ours = prepare_video(np.repeat(images, 2, 0), np.arange(6.0), 6, 3136, 12544, patching=patching)
     assert ours.grid == (3, *theirs["image_grid_thw"][0][1:])
     np.testing.assert_allclose(ours.patches, theirs["pixel_values"], atol=2e-6)
 
@@ -60,6 +71,7 @@ def test_odd_frame_is_repeated_and_time_is_measured():
     video = prepare_video(frames, np.array([0.0, 0.4, 1.0]), 8, 784, 784)
     assert video.grid == (2, 2, 2) and video.tokens == 2
     assert video.seconds_per_slot == pytest.approx(1.0)
+    assert video.moments == pytest.approx((0.2, 1.0))
     last = video.patches[4:].reshape(4, 3, 2, 14, 14)
     np.testing.assert_allclose(last[:, :, 0], last[:, :, 1])
     np.testing.assert_allclose(last[0, :, 0, 0, 0], (120 / 255 - CLIP_MEAN) / CLIP_STD, rtol=1e-5)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.data import ClipError
+from models.data import ClipError, questions_of
 from models.predict import CheckpointError, predict
 from models.prompt import QuestionError
 from tests.models.conftest import SHARD
@@ -35,6 +35,12 @@ def test_answers_are_not_read(checkpoint, release):
     places = (release.videos, release.geometry)
     blank = release.table.drop_columns(["answer"])
     assert np.array_equal(predict(checkpoint, blank, *places), predict(checkpoint, release.table, *places))
+
+
+def test_questions_may_come_as_a_list(checkpoint, release):
+    places = (release.videos, release.geometry)
+    listed = questions_of(release.table, with_answer=True)
+    assert np.array_equal(predict(checkpoint, listed, *places), predict(checkpoint, release.table, *places))
 
 
 def test_blind_mode_needs_no_files(checkpoint, release, tmp_path):

@@ -10,7 +10,20 @@ from assets.splits.release import ReleaseError
 from assets.splits.sealing import seal_release
 
 TRAINING = {
-    "parameters": {"base": "Qwen/Qwen2.5-VL-7B-Instruct", "steps": 500, "geometry": {"queries": 16}},
+    "parameters": {
+        "base": "Qwen/Qwen2.5-VL-7B-Instruct",
+        "reading_steps": 0,
+        "grounding_steps": 40,
+        "steps": 500,
+        "geometry": {"queries": 16},
+        "guidance": {"cells": 1.0, "options": 0.0, "positions": 30.0},
+    },
+    "steps": 540,
+    "questions_seen": {"reading": 0, "grounding": 320, "videos": 4000},
+    "kept": {"which": "best", "step": 400, "best_step": 400, "best_accuracy": 0.6123456},
+    "skipped": {"damaged file": 2, "question too long or malformed": 1},
+    "skipped_val": {},
+    "base_sha256": "ab" * 32,
     "loss": 0.123456789,
     "accuracy": {"train": 0.9, "val": 0.5},
     "history": list(range(100)),
@@ -65,6 +78,34 @@ def test_the_card_says_on_what_how_and_what_came_out(trained):
     assert "| accuracy.val | 0.5 |" in card
     assert "| history | 100 values |" in card
     assert card == card_of(trained)
+
+
+def test_the_card_says_what_was_taught_left_out_and_kept(trained):
+    card = card_of(trained)
+    stages = card.split("## Stages\n\n")[1].split("\n\n")[0].splitlines()
+    assert stages[0] == "| stage | teaches | steps | questions seen |"
+    assert [line.split(" | ")[0] for line in stages[2:]] == ["| grounding", "| videos"]
+    assert [line.split(" | ")[2:] for line in stages[2:]] == [["40", "320 |"], ["500", "4000 |"]]
+    assert "Said beside the answers, by weight: cells 1, positions 30." in card
+    assert f"| base weights | {'ab' * 32} |" in card
+    left_out = card.split("## Questions left out\n\n")[1].split("\n\n")[0].splitlines()
+    assert left_out[2:] == ["| train | damaged file | 2 |", "| train | question too long or malformed | 1 |"]
+    assert "The best weights, of step 400 of 540. The best accuracy on validation questions was 0.612346, at" in card
+
+
+def test_the_card_of_a_plain_training(trained):
+    plain = {"parameters": {"guidance": {"options": 0.0}}, "steps": 7, "kept": {"which": "last", "step": 7}}
+    (trained / "checkpoint" / "training.json").write_text(json.dumps({**plain, "base_sha256": None, "skipped": {}}))
+    card = card_of(trained)
+    assert "Nothing was said beside the answers." in card
+    assert "| base weights |" not in card and "None: every question could be used." in card
+    assert "The last weights, of step 7 of 7; the validation questions were not asked." in card
+
+
+def test_parameters_of_another_project_have_no_card(trained):
+    (trained / "checkpoint" / "training.json").write_text(json.dumps({"parameters": {"epochs": 3}}))
+    with pytest.raises(CardError, match=r"training\.json: epochs: no such parameter"):
+        card_of(trained)
 
 
 def test_front_matter_is_yaml_that_hubs_read(trained):

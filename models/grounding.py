@@ -1,0 +1,236 @@
+"""Teaches the geometry module where to look and what to say, beside the loss on answers.
+
+words      Q-Former 1 looks at the words that name the question's things
+names      keys know whose they are: the cells of a thing are told by the words of its name
+cells      Q-Former 2 looks at the cells of these things, each query at its own slot of time
+positions  the geometry tokens hold where these things are and how they move
+states     each geometry token says, in the language model's own words, what happens at its moment
+
+Heads of the first blocks are shared out among the things: three look for the thing in each role, the next three, of
+Q-Former 2 where each query sees more than one slot, for the same a slot earlier, since change needs two moments; others
+are free. What only training needs (`Guides`) is not part of a checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.batch import TreeBatch
+from models.gsm import CELL_COLOUR, Looks, Selection
+from models.guide import NO_THING, NO_WORD, ROLES, UNKNOWN, Guide
+
+# A cell belongs to a thing that covers so much of it, and to nobody where all things together cover less than that.
+COVERED, BARE = 0.35, 0.03
+# One in so many bare cells takes part in naming; there are far more of them than others.
+BARE_TAKING_PART = 16
+# The moments that heads look at: a query's own slot of time, and the one before it.
+LAGS = 2
+# Channels of a geometric cell in front of its colour: camera xyz, world xyz, scene flow xyz.
+PLACE_CHANNELS = CELL_COLOUR.start
+# What things do in a second is small beside where they are, and as telling.
+PLACE_WEIGHTS = (1.0, 1.0, 5.0)
+
+
+class Guides(nn.Module):
+    """Linear readers of what the model should know, thrown away after training.
+
+    Attributes:
+        option: how right an option looks at its end, from the language model's state there.
+        name: a key in the language of words.
+        nobody: what stands for a cell without a thing, beside the names.
+        place: where the things of a question are, from a geometry token.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.option = nn.Linear(width, 1)
+        self.name = nn.Linear(width, width)
+        self.nobody = nn.Parameter(torch.zeros(width))
+        self.place = nn.Linear(width, LAGS * len(ROLES) * PLACE_CHANNELS)
+
+
+def meaning(embed: nn.Module, words: Tensor) -> Tensor:
+    """Mean embeddings (...,d) of texts of (...,K) words, some of them NO_WORD."""
+    said = (words != NO_WORD).to(embed.weight.dtype)[..., None]
+    return (embed(words.clamp(min=0)) * said).sum(-2) / said.sum(-2).clamp(min=1)
+
+
+def spoken(embed: nn.Module, guide: Guide) -> Tensor:
+    """(S,d) each state as a geometry token that says it: in the scale that GSM's last norm gives its tokens."""
+    said = meaning(embed, guide.state_words)
+    return functional.rms_norm(said, said.shape[-1:], eps=1e-6)
+
+
+def grounding_losses(model: nn.Module, guides: Guides, batch: TreeBatch, selection: Selection) -> dict[str, Tensor]:
+    """The parts named above, each summed over questions (the mean over what one question has of it).
+
+    Args:
+        model: with a GSM that reads geometric cells.
+        guides: the readers.
+        batch: with a guide and a prior.
+        selection: of `model.select(..., with_looks=True)`.
+    """
+    guide, looks = batch.guide, selection.looks
+    cover = _merged_cover(guide.cover, model.gsm.prior.merge)
+    own = _of_roles(cover, guide, batch.owner)
+    at = looks.window.slots[batch.owner]
+    moments = [_Moment.of(own, at - lag) for lag in range(LAGS)]
+    return {
+        "words": _look_at_words(looks, guide),
+        "names": _name_keys(model, guides, looks, cover, guide)[batch.owner].sum(),
+        "cells": _look_at_cells(looks, moments, batch.owner),
+        "positions": _say_places(guides, selection.tokens, moments, batch, model.gsm.prior.merge),
+        "states": _say_states(model, selection.tokens, guide),
+    }
+
+
+def option_losses(guides: Guides, hidden: Tensor, batch: TreeBatch, said: Tensor, answers: Tensor) -> Tensor:
+    """(Q,) cross-entropy of choosing among the options, at each one's end and in the letter that is said.
+
+    At the ends it teaches the comparison of an option with the clip apart from the binding of options to letters, and
+    with four times the signal; from nothing a small model finds the way to the letter fifteen times sooner so.
+
+    Args:
+        guides: the readers.
+        hidden: (B,L,d) last hidden states.
+        batch: with a guide.
+        said: (Q,4) logits of the letters where an answer begins.
+        answers: (Q,) number of the right option.
+    """
+    seen = guides.option(hidden[batch.guide.option_ends]).float().view(len(answers), -1)
+    return sum(functional.cross_entropy(scores, answers, reduction="none") for scores in (seen, said))
+
+
+def _supervised(heads: int) -> list[tuple[int, int, int]]:
+    """(head, role, lag) of the heads that are told where to look."""
+    return [(head, head % len(ROLES), head // len(ROLES)) for head in range(min(heads, LAGS * len(ROLES)))]
+
+
+class _Moment(NamedTuple):
+    """Things at the slot of time that each query is at, or at an earlier one.
+
+    Attributes:
+        at: (Q,N) the slot; below 0 before the clip begins.
+        cover: (Q,3,N,m) what the thing in each role covers of that slot's merged cells.
+        best: (Q,3,N) the most it covers of one of them.
+        known: (Q,3,N) bool, whether it is seen there.
+    """
+
+    at: Tensor
+    cover: Tensor
+    best: Tensor
+    known: Tensor
+
+    @classmethod
+    def of(cls, own: Tensor, at: Tensor) -> _Moment:
+        """From (Q,3,t,m) what things cover at each slot."""
+        index = at.clamp(min=0)[:, None, :, None].expand(-1, own.shape[1], -1, own.shape[3])
+        cover = own.gather(2, index)
+        best = cover.amax(-1)
+        return cls(at, cover, best, (best > BARE) & (at >= 0)[:, None])
+
+
+def _means_where(values: Tensor, known: Tensor) -> Tensor:
+    """(Q,) means of (Q,...) values where they are known."""
+    count = known.flatten(1).sum(1)
+    return (values * known).flatten(1).sum(1) / count.clamp(min=1)
+
+
+def _mean_where(values: Tensor, known: Tensor) -> Tensor:
+    """Sum over questions of the mean of (Q,...) values where they are known."""
+    return _means_where(values, known).sum()
+
+
+def _look_at_words(looks: Looks, guide: Guide) -> Tensor:
+    missed, known = [], []
+    for head, role, _ in _supervised(looks.words.shape[1]):
+        span = guide.spans[:, role]
+        share = looks.words[:, head].masked_fill(~span[:, None], -math.inf)
+        named = span.any(1)[:, None].expand(share.shape[:2])
+        missed.append(-share.logsumexp(-1).masked_fill(~named, 0.0))
+        known.append(named)
+    return _mean_where(torch.stack(missed, 1), torch.stack(known, 1))
+
+
+def _merged_cover(cover: Tensor, merge: tuple[int, int, int]) -> Tensor:
+    """(R,n,T',h',w') shares of cells as (R,n,t,m) of merged cells, by slot of time."""
+    return _merged_means(cover.movedim(1, -1), merge).movedim(-1, 1)
+
+
+def _of_roles(cover: Tensor, guide: Guide, owner: Tensor) -> Tensor:
+    """(Q,3,t,m) what the thing in each role covers, nothing for NO_THING."""
+    own = cover[owner[:, None], guide.things.clamp(min=0)]
+    return own * (guide.things != NO_THING)[..., None, None]
+
+
+def _look_at_cells(looks: Looks, moments: list[_Moment], owner: Tensor) -> Tensor:
+    """Logarithm of the attention on a thing's cells, those it fills best counting in full."""
+    keys, visible = looks.window.keys[owner], looks.window.visible[owner]
+    missed, known = [], []
+    for head, role, lag in _supervised(looks.cells.shape[1]):
+        moment = moments[lag]
+        cells = moment.cover.shape[3]
+        here = (keys // cells == moment.at[..., None]) & visible
+        weight = moment.cover[:, role] / moment.best[:, role, :, None].clamp(min=1e-6)
+        weight = weight.gather(2, keys % cells) * here
+        missed.append(-(looks.cells[:, head] + weight.clamp(min=1e-6).log()).logsumexp(-1))
+        known.append(moment.known[:, role] & here.any(-1))
+    return _mean_where(torch.stack(missed, 1), torch.stack(known, 1))
+
+
+def _name_keys(model: nn.Module, guides: Guides, looks: Looks, cover: Tensor, guide: Guide) -> Tensor:
+    """(R,) mean cross-entropy of telling whose a key is, for each clip."""
+    embed = model.get_input_embeddings()
+    said = guides.name(model.gsm.selector[0].attention_norm(looks.keys))
+    names = meaning(embed, guide.thing_words).detach()
+    candidates = torch.cat([guides.nobody.to(names.dtype).expand(len(names), 1, -1), names], 1)
+    real = functional.pad((guide.thing_words != NO_WORD).any(-1), (1, 0), value=True)
+    scores = (said @ candidates.mT).float() / math.sqrt(said.shape[-1])
+    scores = scores.masked_fill(~real[:, None], -math.inf)
+    shares = cover.flatten(2)
+    best, who = shares.max(1)
+    place = torch.arange(best.shape[1], device=best.device)
+    bare = (shares.sum(1) < BARE) & (place % BARE_TAKING_PART == 0) & looks.visible
+    whose = torch.where(best > COVERED, who + 1, 0)
+    known = (best > COVERED) | bare
+    missed = functional.cross_entropy(scores.flatten(0, 1), whose.flatten(), reduction="none").view_as(whose)
+    return _means_where(missed, known)
+
+
+def _say_places(
+    guides: Guides, tokens: Tensor, moments: list[_Moment], batch: TreeBatch, merge: tuple[int, int, int]
+) -> Tensor:
+    """Squared error of where things are and how they move: the mean over the cells that they fill at each moment."""
+    means = _merged_means(batch.prior[..., :PLACE_CHANNELS], merge)[batch.owner]
+    said = guides.place(tokens).float().unflatten(-1, (LAGS, len(ROLES), PLACE_CHANNELS)).permute(2, 0, 3, 1, 4)
+    weight = said.new_tensor(PLACE_WEIGHTS).repeat_interleave(3)
+    missed, known = [], []
+    for moment, told in zip(moments, said, strict=True):
+        cells = means.gather(1, moment.at.clamp(min=0)[..., None, None].expand(-1, -1, *means.shape[2:]))
+        filled = moment.cover * (moment.cover > 0.5 * moment.best[..., None])
+        share = filled / filled.sum(-1, keepdim=True).clamp(min=1e-6)
+        error = (told - torch.einsum("qrnm,qnmc->qrnc", share, cells)) * weight
+        missed.append(error.square().mean(-1))
+        known.append(moment.known)
+    return _mean_where(torch.stack(missed, 1), torch.stack(known, 1))
+
+
+def _merged_means(cells: Tensor, merge: tuple[int, int, int]) -> Tensor:
+    """(R,T',h',w',c) cells as (R,t,m,c) means of merged cells, by slot of time."""
+    extra = [-size % step for size, step in zip(cells.shape[1:4], merge, strict=True)]
+    padded = functional.pad(cells, (0, 0, 0, extra[2], 0, extra[1], 0, extra[0]))
+    return functional.avg_pool3d(padded.movedim(-1, 1), merge, merge).flatten(3).movedim(1, -1)
+
+
+def _say_states(model: nn.Module, tokens: Tensor, guide: Guide) -> Tensor:
+    states = spoken(model.get_input_embeddings(), guide).detach().to(tokens.dtype)
+    scores = (tokens @ states.T).float() / math.sqrt(tokens.shape[-1])
+    missed = functional.cross_entropy(
+        scores.flatten(0, 1), guide.states.flatten(), ignore_index=UNKNOWN, reduction="none"
+    )
+    return _mean_where(missed.view_as(guide.states), guide.states != UNKNOWN)

@@ -1,0 +1,334 @@
+"""What the geometry module is taught, each part against its sum by hand."""
+
+import copy
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from models.batch import pack
+from models.grounding import BARE_TAKING_PART, Guides, grounding_losses, meaning, option_losses, spoken
+from models.gsm import Looks, Selection, Window
+from models.guide import NO_THING, NO_WORD, UNKNOWN, Notes, Things
+from models.loss import stage_loss, totals_of
+from models.parameters import TrainingParameters
+from tests.models.small_models import WINDOWED, model_of, tree_of
+
+PARTS = ("words", "names", "cells", "positions", "states")
+PARAMETERS = TrainingParameters()
+LETTERS = torch.tensor([20, 21, 22, 23])
+STATES = ["", "left", "right"]
+
+
+def words(text: str) -> list[int]:
+    return [10 + ord(character) % 50 for character in text[:5]]
+
+
+def guided_tree(model, seed: int, questions: int, known: bool = True, seen: bool = True):
+    """A clip of two things: one fills a column of cells, the other a cell and a half that wander."""
+    tree = tree_of(model, seed, questions)
+    t, h, w, _ = tree.prior.features.shape
+    cover = np.zeros((2, t, h, w), np.float32)
+    if seen:
+        cover[0, :, :, 0] = 1.0
+        cover[1, range(t), np.arange(t) % h, 2] = 0.8
+        cover[1, range(t), np.arange(t) % h, 3] = 0.4
+        # Before the second moment the second thing is not there.
+        cover[1, 0] = 0.0
+    branches = []
+    for number, branch in enumerate(tree.branches):
+        spans = np.zeros((3, len(branch.question)), bool)
+        spans[0, :2] = spans[1, 2] = spans[2, 3] = True
+        states = [STATES[(number + k) % 3] for k in range(model.geometry_tokens)]
+        noted = Notes((1, 2, 3, 4), states, (number % 2, (number + 1) % 2, NO_THING), spans)
+        # An answer that is a letter stands where the prompt ends.
+        answer = [int(LETTERS[number % 4]), 2]
+        targets = branch.targets[:-2] + answer
+        branches.append(replace(branch, targets=targets, notes=noted if known else Notes((1, 2, 3, 4))))
+    return replace(tree, branches=branches, things=Things(["box", "robot"], cover))
+
+
+def packed(model, trees):
+    return pack(trees, model.config.video_token_id, model.geometry_tokens, model.tokens_per_second, None, words)
+
+
+@pytest.fixture
+def model():
+    return model_of("qwen2_5", "gsm", **WINDOWED)
+
+
+@pytest.fixture
+def guides(model):
+    torch.manual_seed(1)
+    return Guides(32)
+
+
+def two_clips(model, **known):
+    return [guided_tree(model, 0, 3, **known), guided_tree(model, 1, 1, **known)]
+
+
+def looking(model, batch, words_at, cells_at) -> Selection:
+    """A selection of six heads whose looks are given: shares (Q,6,N,L) and (Q,6,N,W)."""
+    size = tuple(batch.prior.shape[1:4])
+    window = Window.of(batch.prior_grid, size, model.geometry_tokens, 2)
+    tokens = torch.zeros(len(batch.owner), model.geometry_tokens, 32)
+    keys = torch.randn(len(batch.prior), math.prod(size), 32, generator=torch.Generator().manual_seed(2))
+    looks = Looks(words_at(batch).log(), cells_at(batch, window).log(), window, keys, torch.ones(keys.shape[:2]) > 0)
+    return Selection(tokens, None, looks)
+
+
+def all_words(batch):
+    visible = batch.question_visible[:, None, None].float()
+    return (visible / visible.sum(-1, keepdim=True)).expand(-1, 6, 3, -1)
+
+
+def named_words(batch):
+    spans = batch.guide.spans.float()
+    return (spans / spans.sum(-1, keepdim=True)).repeat(1, 2, 1)[:, :, None].expand(-1, -1, 3, -1)
+
+
+def all_cells(batch, window):
+    visible = window.visible[batch.owner].float()
+    return (visible / visible.sum(-1, keepdim=True))[:, None].expand(-1, 6, -1, -1)
+
+
+def cover_seen(batch, window, question: int, query: int, role: int, lag: int):
+    """What a thing covers of the keys a query sees, at its own slot or the one before; None where it is nowhere."""
+    thing, row = int(batch.guide.things[question, role]), int(batch.owner[question])
+    at = int(window.slots[row, query]) - lag
+    if thing == NO_THING or at < 0:
+        return None
+    cover, cells = batch.guide.cover[row, thing, at], math.prod(batch.prior.shape[2:4])
+    if cover.max() <= 0.03:
+        return None
+    weights = torch.zeros(window.keys.shape[2])
+    for place, (key, visible) in enumerate(zip(window.keys[row, query], window.visible[row, query], strict=True)):
+        if visible and key // cells == at:
+            weights[place] = cover.flatten()[key % cells] / cover.max()
+    return weights
+
+
+def best_cells(batch, window):
+    """All attention of a head where its thing is best seen; anywhere where it is not."""
+    shares = all_cells(batch, window).clone()
+    for question in range(len(batch.owner)):
+        for head in range(6):
+            for query in range(3):
+                weights = cover_seen(batch, window, question, query, head % 3, head // 3)
+                if weights is not None:
+                    shares[question, head, query] = torch.nn.functional.one_hot(weights.argmax(), len(weights))
+    return shares
+
+
+def test_looking_at_the_right_place_costs_nothing(model, guides):
+    batch = packed(model, two_clips(model))
+    parts = grounding_losses(model, guides, batch, looking(model, batch, named_words, best_cells))
+    assert float(parts["words"]) == pytest.approx(0.0, abs=1e-5)
+    assert float(parts["cells"]) == pytest.approx(0.0, abs=1e-4)
+
+
+def test_looking_everywhere_costs_what_the_hand_says(model, guides):
+    batch = packed(model, two_clips(model))
+    selection = looking(model, batch, all_words, all_cells)
+    window, shares = selection.looks.window, all_cells(batch, selection.looks.window)
+    parts = grounding_losses(model, guides, batch, selection)
+    in_words, in_cells = 0.0, 0.0
+    for question in range(len(batch.owner)):
+        length = int(batch.question_visible[question].sum())
+        # Heads look for the three roles in turn, twice; the names are of two, one and one word.
+        in_words += np.mean([math.log(length / n) for n in (2, 1, 1)])
+        costs = []
+        for head in range(6):
+            for query in range(3):
+                weights = cover_seen(batch, window, question, query, head % 3, head // 3)
+                if weights is not None:
+                    costs.append(-math.log(float(shares[question, head, query] @ weights)))
+        assert 6 < len(costs) < 12
+        in_cells += np.mean(costs)
+    assert float(parts["words"]) == pytest.approx(in_words, rel=1e-5)
+    assert float(parts["cells"]) == pytest.approx(in_cells, rel=1e-4)
+
+
+def test_few_heads_look_for_the_first_roles(model, guides):
+    """Two heads know nothing of the viewpoint and of the slot before."""
+    batch = packed(model, two_clips(model))
+    selection = looking(model, batch, all_words, all_cells)
+    looks = selection.looks
+    few = replace(looks, words=looks.words[:, :2], cells=looks.cells[:, :2])
+    batch.guide.spans[:, 2], batch.guide.things[:, 2] = False, 0
+    parts = grounding_losses(model, guides, batch, replace(selection, looks=few))
+    lengths = batch.question_visible.sum(1).tolist()
+    expected = sum((math.log(n / 2) + math.log(n)) / 2 for n in lengths)
+    assert float(parts["words"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_saying_what_happens(model, guides):
+    batch = packed(model, two_clips(model))
+    selection = looking(model, batch, all_words, all_cells)
+    silent = grounding_losses(model, guides, batch, selection)["states"]
+    assert float(silent) == pytest.approx(len(batch.owner) * math.log(3), rel=1e-5)
+    with torch.no_grad():
+        said = spoken(model.get_input_embeddings(), batch.guide)
+        right = replace(selection, tokens=50 * said[batch.guide.states])
+        wrong = replace(selection, tokens=50 * said[(batch.guide.states + 1) % 3])
+        assert grounding_losses(model, guides, batch, right)["states"] < 1e-3
+        assert grounding_losses(model, guides, batch, wrong)["states"] > 10
+        by_hand = meaning(model.get_input_embeddings(), torch.tensor([words(") left.")]))[0]
+        torch.testing.assert_close(said[1], by_hand / by_hand.square().mean().sqrt(), rtol=1e-3, atol=1e-5)
+
+
+def test_saying_where_things_are(model, guides):
+    batch = packed(model, two_clips(model))
+    selection = looking(model, batch, all_words, all_cells)
+    torch.nn.init.zeros_(guides.place.weight)
+    torch.nn.init.zeros_(guides.place.bias)
+    expected = 0.0
+    for question, row in enumerate(batch.owner.tolist()):
+        errors = []
+        for lag in range(2):
+            for role in range(3):
+                for query in range(3):
+                    thing, at = (
+                        int(batch.guide.things[question, role]),
+                        int(selection.looks.window.slots[row, query]) - lag,
+                    )
+                    if thing == NO_THING or at < 0 or batch.guide.cover[row, thing, at].max() <= 0.03:
+                        continue
+                    cover = batch.guide.cover[row, thing, at]
+                    # Half a cell less than the fullest does not count: 0.8 and 0.4 are one cell.
+                    full = cover > 0.5 * cover.max()
+                    place = batch.prior[row, at][full][:, :9].mean(0)
+                    # Motion counts five times as much as place.
+                    place[6:] *= 5
+                    errors.append(float(place.square().mean()))
+        expected += np.mean(errors)
+    found = grounding_losses(model, guides, batch, selection)["positions"]
+    assert float(found) == pytest.approx(expected, rel=1e-4)
+
+
+def test_keys_that_tell_nothing_cost_the_choice_of_names(model, guides):
+    batch = packed(model, two_clips(model))
+    torch.nn.init.zeros_(guides.name.weight)
+    torch.nn.init.zeros_(guides.name.bias)
+    found = grounding_losses(model, guides, batch, looking(model, batch, all_words, all_cells))["names"]
+    assert float(found) == pytest.approx(len(batch.owner) * math.log(3), rel=1e-5)
+    assert BARE_TAKING_PART > 1
+
+
+def test_what_nobody_knows_or_sees_contributes_nothing(model, guides):
+    nothing = packed(model, two_clips(model, known=False))
+    assert (nothing.guide.states == UNKNOWN).all()
+    parts = grounding_losses(model, guides, nothing, model.select(nothing.geometry, with_looks=True))
+    assert {name for name, value in parts.items() if float(value)} == {"names"}
+    unseen = packed(model, two_clips(model, seen=False))
+    selection = model.select(unseen.geometry, with_looks=True)
+    parts = grounding_losses(model, guides, unseen, selection)
+    assert (float(parts["cells"]), float(parts["positions"])) == (0.0, 0.0)
+    assert float(parts["words"]) > 0 and float(parts["states"]) > 0
+    (parts["cells"] + parts["positions"] + parts["words"]).backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.gsm.parameters() if p.grad is not None)
+
+
+def test_clips_without_things_contribute_nothing(model, guides):
+    bare = [
+        replace(tree, things=Things([], np.zeros((0, 1, 1, 1), np.float32))) for tree in two_clips(model, known=False)
+    ]
+    empty = packed(model, bare)
+    parts = grounding_losses(model, guides, empty, model.select(empty.geometry, with_looks=True))
+    assert all(math.isfinite(float(value)) for value in parts.values()) and float(parts["cells"]) == 0
+
+
+def test_names_and_padding_with_no_words():
+    embed = torch.nn.Embedding(60, 4)
+    found = meaning(embed, torch.tensor([[1, 2, NO_WORD], [NO_WORD] * 3]))
+    torch.testing.assert_close(found, torch.stack([embed.weight[1:3].mean(0), torch.zeros(4)]))
+
+
+def shares_and_whole(model, guides, stage: str):
+    trees = [*two_clips(model), guided_tree(model, 2, 2)]
+    whole = packed(model, trees)
+    totals = totals_of(whole)
+
+    def parts_of(batch):
+        loss = stage_loss(model, batch, stage, PARAMETERS, totals, guides, LETTERS)
+        return {"total": float(loss.total), **{name: float(value) for name, value in loss.parts.items()}}
+
+    alone = [parts_of(packed(model, [tree])) for tree in trees]
+    return parts_of(whole), {name: sum(parts[name] for parts in alone) for name in alone[0]}
+
+
+@pytest.mark.parametrize("stage", ["grounding", "videos"])
+@torch.no_grad()
+def test_shares_of_a_step_add_up(model, guides, stage):
+    whole, summed = shares_and_whole(model, guides, stage)
+    assert set(whole) == {"total", *PARTS, *(["options"] if stage == "videos" else [])}
+    for name in set(whole) - {"total", "names"}:
+        assert summed[name] == pytest.approx(whole[name], rel=1e-4), name
+        assert whole[name] > 1e-3
+
+
+@torch.no_grad()
+def test_shares_of_names_add_up(model, guides):
+    whole, summed = shares_and_whole(model, guides, "grounding")
+    assert summed["names"] == pytest.approx(whole["names"], rel=1e-4)
+
+
+def test_gradients_of_the_grounding_stage_stay_in_the_geometry_module(model, guides):
+    loss = stage_loss(model, packed(model, two_clips(model)), "grounding", PARAMETERS, None, guides)
+    assert loss.logits is None and set(loss.parts) == set(PARTS)
+    loss.total.backward()
+    taught = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert taught == {name for name, _ in model.named_parameters() if name.startswith("gsm.")}
+    assert all(p.grad.abs().sum() > 0 for name, p in model.gsm.named_parameters() if not name.endswith("k_proj.bias"))
+    assert model.get_input_embeddings().weight.grad is None
+    readers = {name for name, parameter in guides.named_parameters() if parameter.grad is not None}
+    assert readers == {name for name, _ in guides.named_parameters() if not name.startswith("option.")}
+
+
+def test_gradients_of_the_stage_on_videos_reach_everything(model, guides):
+    loss = stage_loss(model, packed(model, two_clips(model)), "videos", PARAMETERS, None, guides, LETTERS)
+    loss.total.backward()
+    untaught = [
+        name for name, parameter in (*model.named_parameters(), *guides.named_parameters()) if parameter.grad is None
+    ]
+    assert untaught == []
+    assert set(loss.parts) == {"options", *PARTS} and loss.logits.shape == (4, 64)
+
+
+def test_guidance_is_weighed_and_can_be_left_out(model, guides):
+    batch = packed(model, two_clips(model))
+
+    def found(stage, given=guides, **weights):
+        parameters = TrainingParameters(grounding_steps=0, guidance=replace(PARAMETERS.guidance, **weights))
+        return stage_loss(model, batch, stage, parameters, None, given, LETTERS)
+
+    with torch.no_grad():
+        plain, full = found("videos", None), found("videos")
+        assert plain.parts == {} and found("videos", options=0.0, in_videos=0.0).parts == {}
+        assert float(found("videos", options=0.0, in_videos=0.0).total) == pytest.approx(float(plain.total))
+        weights = vars(PARAMETERS.guidance)
+        said = {name: float(value) * weights[name] for name, value in full.parts.items()}
+        grounded = sum(said[name] for name in PARTS)
+        assert float(full.total - plain.total) == pytest.approx(said["options"] + 0.3 * grounded, rel=1e-4)
+        assert float(found("grounding").total) == pytest.approx(grounded, rel=1e-4)
+        assert torch.equal(plain.logits, full.logits)
+
+
+def test_options_are_chosen_by_what_stands_at_their_ends(model, guides):
+    batch = packed(model, two_clips(model))
+    hidden = torch.randn(*batch.tokens.shape, 32, generator=torch.Generator().manual_seed(4))
+    answers = torch.tensor([2, 0, 3, 1])
+    said = torch.randn(4, 4, generator=torch.Generator().manual_seed(5))
+    found = option_losses(guides, hidden, batch, said, answers)
+    for question, (row, number) in enumerate([(0, 0), (0, 1), (0, 2), (1, 0)]):
+        first = int((batch.branch[row] == number).nonzero()[0]) + model.geometry_tokens
+        scores = guides.option(hidden[row, [first + place for place in (1, 2, 3, 4)]])[:, 0]
+        both = (scores, said[question])
+        expected = sum(four.logsumexp(0) - four[answers[question]] for four in both)
+        torch.testing.assert_close(found[question], expected)
+
+
+def test_guides_are_no_part_of_the_model(model):
+    assert not any("guides" in name for name in copy.deepcopy(model).state_dict())
