@@ -131,6 +131,36 @@ def show(
     print(os.path.relpath(write_scene(workspace, find_clip(workspace, clip), out)))
 
 
+@app.command()
+def ask(
+    video: Annotated[Path, typer.Argument(help="Any video file; what is known of a clip of the pool is read.")],
+    question: Annotated[str, typer.Argument(help="The question; things are named in words.")],
+    more: Annotated[
+        list[str] | None, typer.Argument(metavar="OPTION", help="Options that follow the first after --options.")
+    ] = None,
+    options: Annotated[
+        list[str] | None, typer.Option("--options", "--option", help="Four options, without letters in front.")
+    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Model folder; default: data/checkpoint.")] = None,
+    estimator: Annotated[
+        str, typer.Option(help="auto (the first of geometry.estimators that supports the clip), or the name of one.")
+    ] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Ask the model about any video: its geometry, then the probability of each of four options."""
+    workspace = _open()
+    from orchestration.ask import ask as ask_model
+    from orchestration.parameters import load
+
+    parameters = load(workspace.root / "params.yaml")
+    given = [*(options or []), *(more or [])]
+    answer = ask_model(workspace, parameters, video, question, given, checkpoint, estimator, _say)
+    if as_json:
+        print(json.dumps(answer.as_json(), indent=1))
+    else:
+        print(*answer.lines(), sep="\n")
+
+
 @app.command("export")
 def export_(
     out: Annotated[Path, typer.Argument(help="New folder to write to.")],
@@ -211,6 +241,10 @@ def _open(profile: str | None = None) -> Workspace:
     load(workspace.root / "params.yaml")
     prepare_environment(workspace)
     return workspace
+
+
+def _say(step: str) -> None:
+    print(f"  {step}", file=sys.stderr, flush=True)
 
 
 def _ingest(workspace: Workspace, source: str) -> None:
