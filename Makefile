@@ -2,6 +2,7 @@
 # make test · make lint · make ui · make audit · make bench NAME=chain
 # Nothing else is needed beforehand but Python 3.11 and make.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -27,8 +28,9 @@ install: $(READY)
 run: $(READY)
 	@dsr run $(if $(VIDEOS),--videos '$(VIDEOS)') $(if $(PROFILE),--profile '$(PROFILE)')
 
+# Two processes of one thread each; the tests of the whole chain stay together on one of them.
 test: $(READY) browser
-	@$(BIN)/python -m pytest $(TESTS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(TESTS)
 
 lint: $(READY)
 	@$(BIN)/ruff check .

@@ -12,11 +12,42 @@ COPIED = ("assets", "models", "validations", "orchestration", ".dvc/config", "dv
 
 # Small enough for the suite, large enough that every link has something to do.
 TINY = {
-    "sample_world": {"clips": 12, "width": 96, "height": 72},
-    "questions": {"candidates_per_type": 12, "max_per_clip": 24, "draws": 4, "reader_epochs": 1, "audit_steps": 20},
-    "checkpoint": {"reading_steps": 4, "steps": 6, "checkpoint_every": 3, "log_every": 2},
-    "benchmark": {"examples": 4},
+    "sample_world": {"clips": 12, "width": 96, "height": 72, "seconds": 8},
+    "videos": {"sheet_frames": 4},
+    "geometry": {"points_side": 48, "prior_side": 8},
+    "questions": {
+        "pool_per_type": 256,
+        "candidates_per_type": 12,
+        "max_per_clip": 24,
+        "draws": 4,
+        "reader_epochs": 1,
+        "audit_steps": 20,
+    },
+    "checkpoint": {
+        "tiny": {"hidden_size": 32, "layers": 2, "heads": 2, "key_value_heads": 1, "intermediate_size": 64}
+        | {"vision_depth": 1, "vision_width": 32, "vision_heads": 2},
+        "geometry": {"heads": 0},
+        "reading_steps": 2,
+        "grounding_steps": 2,
+        "steps": 6,
+        "clips_per_batch": 2,
+        "questions_per_clip": 2,
+        "max_frames": 4,
+        "max_pixels": 784,
+        "threads": 1,
+        "checkpoint_every": 3,
+        "log_every": 2,
+    },
+    "benchmark": {"examples": 4, "resamples": 200},
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests of the whole chain run first, for they take longest, and in one process, for they share a workspace."""
+    items.sort(key=lambda item: "finished" not in item.fixturenames)
+    for item in items:
+        if "finished" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("chain"))
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +57,13 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}")
     return folder
+
+
+def merged(parameters: dict, changes: dict) -> dict:
+    """Nested parameters with some of them changed."""
+    return parameters | {
+        name: merged(parameters[name], value) if isinstance(value, dict) else value for name, value in changes.items()
+    }
 
 
 def make_workspace(folder: Path, overrides: dict | None = None) -> Path:
@@ -39,9 +77,7 @@ def make_workspace(folder: Path, overrides: dict | None = None) -> Path:
             shutil.copy(source, target)
     (folder / "shards.yaml").write_text("sample_shards: [shard-000000]\nshards: [shard-000000]\n")
     document = yaml.safe_load((ROOT / "params.yaml").read_text())
-    laptop = document["laptop"]
-    for section, values in {**TINY, **(overrides or {})}.items():
-        laptop[section] = {**laptop[section], **values}
+    laptop = merged(merged(document["laptop"], TINY), overrides or {})
     (folder / "params.yaml").write_text(yaml.safe_dump({"profile": "laptop", "laptop": laptop}))
     subprocess.run(["git", "init", "-q", str(folder)], check=True)
     return folder

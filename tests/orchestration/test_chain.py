@@ -63,30 +63,35 @@ def test_a_second_run_does_nothing_and_says_so(finished):
 
 
 def test_one_changed_parameter_reruns_what_depends_on_it_and_nothing_else(finished, tmp_path):
-    """A benchmark parameter changes the report alone; the links before it stay as they were."""
-    original = (finished / "params.yaml").read_text()
-    document = yaml.safe_load(original)
+    """A benchmark parameter changes the report alone; with the old files back, nothing is made a second time."""
+    workspace = tmp_path / "changed"
+    shutil.copytree(finished, workspace)
+    kept = {name: (workspace / name).read_text() for name in ("params.yaml", "dvc.lock")}
+    document = yaml.safe_load(kept["params.yaml"])
     document["laptop"]["benchmark"]["examples"] -= 1
-    before = locked(finished)
-    (finished / "params.yaml").write_text(yaml.safe_dump(document))
-    try:
-        again = call(finished, "dsr", "run")
-        assert again.returncode == 0, again.stderr
-        assert "made 1 of" in again.stdout
-        after = locked(finished)
-        assert {name for name in after if after[name] != before[name]} == {"benchmark"}
-    finally:
-        (finished / "params.yaml").write_text(original)
-        assert call(finished, "dsr", "run").returncode == 0
-    assert locked(finished) == before
+    before = locked(workspace)
+    (workspace / "params.yaml").write_text(yaml.safe_dump(document))
+    changed = call(workspace, "dsr", "run")
+    assert changed.returncode == 0, changed.stderr
+    assert "made 1 of" in changed.stdout
+    after = locked(workspace)
+    assert {name for name in after if after[name] != before[name]} == {"benchmark"}
+
+    for name, text in kept.items():
+        (workspace / name).write_text(text)
+    assert call(workspace, "dvc", "checkout").returncode == 0
+    again = call(workspace, "dsr", "run")
+    assert "nothing was run" in again.stdout, again.stdout + again.stderr
+    assert locked(workspace) == before
 
 
 def test_killed_in_every_link_and_finished_by_the_other_engine_the_result_is_the_same(finished, tmp_path):
     """SIGKILL shortly after each link was announced, the same command again and again, then `dvc repro` for the rest.
 
-    Another folder, other calls, both engines: the same identities, and each engine knows what the other made.
+    Another folder, other calls, another number of workers, both engines: the same identities, and each engine knows
+    what the other made.
     """
-    workspace = make_workspace(tmp_path / "killed")
+    workspace = make_workspace(tmp_path / "killed", {"execution": {"workers": 1}})
     announced: set[str] = set()
     while "benchmark" not in announced:
         announced.add(run_until_killed(workspace, announced))

@@ -47,6 +47,8 @@ def answer(url: str, body: dict | None = None) -> str:
 def pages(finished):
     """Addresses of Dagster's and MLflow's pages over a finished workspace."""
     ports = free_port(), free_port(), free_port()
+    # In the background of a script the suite ignores SIGINT; Dagster's servers would then ignore SIGTERM as well.
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
     server = subprocess.Popen(
         [
             *[str(BIN / "dsr"), "ui", "--port", str(ports[0])],
@@ -57,6 +59,7 @@ def pages(finished):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+    signal.signal(signal.SIGINT, ignored)
     dagster, mlflow, pages = (f"http://127.0.0.1:{port}" for port in ports)
     try:
         for url in (f"{dagster}/server_info", f"{mlflow}/health", f"{pages}/"):
