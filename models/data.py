@@ -418,10 +418,8 @@ class TreeMaker:
 
     def pack(self, trees: Sequence[Tree]) -> TreeBatch:
         """Trees as one batch."""
-        words = self.prompt.words if self.guided else None
-        batch = pack(
-            trees, self.prompt.video_pad, self.geometry_tokens, self.tokens_per_second, self.prior_merge, words
-        )
+        laid_out = self.geometry_tokens, self.tokens_per_second, self.prior_merge
+        batch = pack(trees, self.prompt.video_pad, *laid_out, self.prompt.words)
         return continue_after_time(batch) if self.as_published else batch
 
     def branch(self, question: Question, with_video: bool = True) -> Branch:

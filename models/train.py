@@ -116,7 +116,7 @@ def prepare(splits: Path, videos: Path, geometry: Path, parameters: TrainingPara
     learner = build_learner(usable["train"], channels, parameters)
     clips.patching = learner.model.patching
     prompt = Prompt(learner.tokenizer, parameters.max_text_tokens)
-    maker = TreeMaker(prompt, clips, learner.model, guided=parameters.guidance.given or parameters.reading_steps > 0)
+    maker = TreeMaker(prompt, clips, learner.model, guided=parameters.guidance.given)
     context = learner.model.config.text_config.max_position_embeddings
     for side, screening in screenings.items():
         usable[side] = screening.with_usable_text(usable[side], maker, context)

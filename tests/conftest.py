@@ -4,6 +4,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import hypothesis
 import pytest
 import yaml
 
@@ -40,6 +41,10 @@ TINY = {
     },
     "benchmark": {"examples": 4, "resamples": 200},
 }
+
+# How long one example takes says nothing where several processes share two cores.
+hypothesis.settings.register_profile("suite", deadline=None)
+hypothesis.settings.load_profile("suite")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
