@@ -13,6 +13,9 @@ from assets.tracking import Tracking
 from assets.workspace import Workspace
 from orchestration.instance import open_instance
 
+PATIENCE = 20
+"""Seconds a server may take to stop."""
+
 
 def serve(workspace: Workspace, port: int, mlflow_port: int, pages_port: int | None = None) -> int:
     """Run the servers until one ends or the user interrupts; on the loopback interface only.
@@ -45,6 +48,8 @@ def serve(workspace: Workspace, port: int, mlflow_port: int, pages_port: int | N
         f"scenes http://127.0.0.1:{pages_port}   (Ctrl-C stops all)",
         flush=True,
     )
+    # A script's background job ignores SIGINT, and Dagster's servers, which inherit that, then ignore SIGTERM as well.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     servers = [
         subprocess.Popen(command, cwd=workspace.root, env=environment, start_new_session=True) for command in commands
     ]
@@ -61,4 +66,13 @@ def serve(workspace: Workspace, port: int, mlflow_port: int, pages_port: int | N
             except ProcessLookupError:
                 continue
         for server in servers:
-            server.wait()
+            _wait(server)
+
+
+def _wait(server: subprocess.Popen) -> None:
+    """Until a server that was told to stop has ended; one that does not is killed with all that it started."""
+    try:
+        server.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()

@@ -504,7 +504,7 @@ def test_export_leaves_a_folder_in_use_alone(tmp_path):
         (b"", "empty"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "git lfs pull"),
         (b"\n<!DOCTYPE html><html>", "web page"),
-        (gzip.compress(b"PAR1"), "gzip"),
+        (gzip.compress(b"PAR1", mtime=0), "gzip"),
         (b"PK\x03\x04" + b"0" * 90, "zip"),
         (b"PAR1 but not really", "damaged"),
         (b"videoID,question\n", "neither Parquet nor JSON"),
