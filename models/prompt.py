@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -40,7 +40,8 @@ CHAT_TEMPLATE = """\
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
 MARK = "\u2063question\u2063"
-KEPT_TEXTS = 1 << 16
+KEPT_TEXTS = 1 << 13
+"""Texts whose tokens are kept, those asked for last; about 1.5 kB each at a hundred tokens."""
 PIECES = r" ?\(\d{1,2}(?=\) )|\) [^().\n]{1,60}\.|\d| ?\p{L}+| ?[^\s\p{L}\d]+|\s+"
 """What the small tokenizer never merges across: numbers and states of answers, digits, words, signs, space."""
 
@@ -63,7 +64,7 @@ class Prompt:
             raise ParameterError("the base model's tokenizer has no chat template: add chat_template.jinja to it")
         self.tokenizer, self.max_text_tokens = tokenizer, max_text_tokens
         # A question is asked in every epoch, and tokenizing it takes longer than packing it.
-        self._kept: dict[str, Any] = {}
+        self._kept: OrderedDict[str, np.ndarray] = OrderedDict()
         self.turn_end = self._shell(TURN_END)
         self.letters = [self._letter(letter) for letter in LETTERS]
         self.video_pad = self._shell(VIDEO_PAD)[0]
@@ -147,15 +148,20 @@ class Prompt:
 
     def _places(self, text: str) -> np.ndarray:
         """(L,2) where each token of a text begins and ends in it, characters."""
-        return np.array(self._encoded(text).offset_mapping).reshape(-1, 2)
+        return self._encoded(text)[:, 1:]
 
-    def _encoded(self, text: str) -> Any:
+    def _encoded(self, text: str) -> np.ndarray:
+        """(L,3) id, begin and end of each token of a text."""
         if text not in self._kept:
-            if len(self._kept) >= KEPT_TEXTS:
-                self._kept.clear()
-            self._kept[text] = self.tokenizer(
+            encoded = self.tokenizer(
                 _readable(text), add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
             )
+            rows = [(token, *place) for token, place in zip(encoded.input_ids, encoded.offset_mapping, strict=True)]
+            self._kept[text] = np.array(rows, np.int32).reshape(-1, 3)
+            # A question of the reading stage has its options in an order of its own and is not asked again.
+            if len(self._kept) > KEPT_TEXTS:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(text)
         return self._kept[text]
 
     def _frame(self, content: list[dict]) -> tuple[str, str, str]:
@@ -174,7 +180,7 @@ class Prompt:
 
     def words(self, text: str) -> list[int]:
         """Ids of a text, special tokens taken as plain text."""
-        return self._encoded(text).input_ids
+        return self._encoded(text)[:, 0].tolist()
 
     def _letter(self, letter: str) -> int:
         ids = self.words(letter)

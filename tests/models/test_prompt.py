@@ -2,6 +2,7 @@ import copy
 import random
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -235,6 +236,38 @@ def test_a_numbered_state_is_two_tokens():
     # A state in a question is made of words, and what only looks like a number of a state is none.
     assert len(pieces("Becomes larger")) > 1 and pieces("(3)")[-1] == ")"
     assert ") Becomes larger" not in "|".join(pieces(") Becomes larger"))
+
+
+def asked_of(prompt, monkeypatch) -> list[str]:
+    """The texts that the tokenizer is given from now on."""
+    asked, tokenizer = [], prompt.tokenizer
+    monkeypatch.setattr(prompt, "tokenizer", lambda text, **options: asked.append(text) or tokenizer(text, **options))
+    return asked
+
+
+def test_what_is_asked_again_is_tokenized_once(tokenizer, monkeypatch):
+    monkeypatch.setattr("models.prompt.KEPT_TEXTS", 10)
+    prompt = Prompt(tokenizer, 1000)
+    asked, first = asked_of(prompt, monkeypatch), prompt.branch("Where is 1?", OPTIONS, "B", True, noted=True)
+    for number in range(50):
+        prompt.words(f"passing by {number}")
+        assert prompt.branch("Where is 1?", OPTIONS, "B", True, noted=True) == first
+    assert sorted(asked[:2]) == sorted([question_text("Where is 1?", OPTIONS), "Where is 1?"])
+    assert asked[2:] == [f"passing by {number}" for number in range(50)]
+    # What was not asked for since is forgotten, and said the same when it comes again.
+    words = prompt.words("passing by 0")
+    assert asked[-1] == "passing by 0" and words == tokenizer("passing by 0").input_ids
+
+
+def test_questions_that_never_come_again_leave_no_memory_behind(tokenizer, monkeypatch):
+    monkeypatch.setattr("models.prompt.KEPT_TEXTS", 200)
+    prompt = Prompt(tokenizer, 1000)
+    tracemalloc.start()
+    for number in range(490):
+        prompt.branch(f"Where is red box {number}?", OPTIONS, "B", False, noted=True)
+    grown = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert grown < 200 * 2000
 
 
 def test_saved_tokenizer_is_loaded_again(tokenizer, prompt, tmp_path):
