@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from models.pixels import MERGE, Video
 PREFIX, PADDING = -1, -2
 NO_TARGET = -100
 NO_VIDEO = -1
+Moved = TypeVar("Moved")
 TEXT_TYPE, VIDEO_TYPE = 0, 2
 """What `mm_token_type_ids` calls text and vision tokens of a video."""
 
@@ -115,7 +117,7 @@ class GeometryInputs:
 
     def to(self, device: torch.device | str, **options: bool) -> GeometryInputs:
         """The same on another device."""
-        return GeometryInputs(**{e.name: getattr(self, e.name).to(device, **options) for e in fields(self)})
+        return _moved(self, device, options)
 
 
 @dataclass
@@ -191,8 +193,13 @@ class TreeBatch:
 
     def to(self, device: torch.device | str, **options: bool) -> TreeBatch:
         """The same batch on another device."""
-        moved = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        return TreeBatch(**{k: v if v is None else v.to(device, **options) for k, v in moved.items()})
+        return _moved(self, device, options)
+
+
+def _moved(whole: Moved, device: torch.device | str, options: Mapping[str, bool]) -> Moved:
+    """A dataclass of tensors, or of what moves as they do, on another device; what is None stays so."""
+    held = {entry.name: getattr(whole, entry.name) for entry in fields(whole)}
+    return replace(whole, **{name: part.to(device, **options) for name, part in held.items() if part is not None})
 
 
 def video_positions(grid: tuple[int, int, int], time_step: float, start: int) -> tuple[np.ndarray, int]:
