@@ -11,12 +11,14 @@ import torch
 import transformers
 
 from models.attention import FLOAT32
+from models.configuration import geometry_config
 from models.data import Question
-from models.geometric_qwen import GeometricQwen, geometry_config, load_base, tiny_config
+from models.geometric_qwen import GeometricQwen, load_base
 from models.lora import add_lora
 from models.module import choose_trained
 from models.parameters import TrainingParameters
 from models.prompt import build_tokenizer, question_text, special_ids
+from models.tiny import tiny_config
 from models.weights import open_weights
 
 if TYPE_CHECKING:

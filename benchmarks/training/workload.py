@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from models.batch import NO_TARGET, Branch, Prior, Tree, TreeBatch, pack
-from models.geometric_qwen import GeometricQwen, GeometricQwenConfig, geometry_config
+from models.configuration import GeometricQwenConfig, geometry_config
+from models.geometric_qwen import GeometricQwen
 from models.parameters import GeometryModelParameters
 from models.pixels import MERGE, QWEN2_5_PATCHING, TEMPORAL_PATCH, Video
 
