@@ -48,11 +48,11 @@ def build_model(
     lightning.seed_everything(parameters.seed, workers=True, verbose=False)
     if parameters.base:
         dtype = torch.bfloat16 if parameters.precision == "bf16-true" else torch.float32
-        source = {"revision": parameters.revision}
-        model = load_base(parameters.base, geometry, attention=parameters.attention, dtype=dtype, **source)
-        return model.train(), transformers.AutoTokenizer.from_pretrained(
-            parameters.base, revision=parameters.revision or "main"
+        model = load_base(
+            parameters.base, geometry, revision=parameters.revision, attention=parameters.attention, dtype=dtype
         )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(parameters.base, revision=parameters.revision or "main")
+        return model.train(), tokenizer
     texts = {question_text(question.question, question.options) for question in questions}
     tokenizer = build_tokenizer(texts, parameters.tiny.vocabulary)
     config = tiny_config(parameters.tiny, special_ids(tokenizer), geometry)
@@ -65,7 +65,7 @@ def build_learner(questions: Sequence[Question], channels: int, parameters: Trai
     model, tokenizer = build_model(questions, channels, parameters)
     view = add_lora(model, parameters) if parameters.lora.rank else None
     choose_trained(model, parameters)
-    if parameters.accelerator == "cpu" and parameters.attention == "sdpa":
+    if parameters.attention == "sdpa" and on_cpu(parameters):
         model.attend_with(FLOAT32)
     if parameters.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
@@ -75,6 +75,12 @@ def build_learner(questions: Sequence[Question], channels: int, parameters: Trai
         for layer in model.model.language_model.layers:
             layer.compile(dynamic=True)
     return Learner(model, tokenizer, view)
+
+
+def on_cpu(parameters: TrainingParameters) -> bool:
+    """Whether Lightning will train on the CPU, which `auto` stands for where there is nothing else."""
+    found = torch.accelerator.is_available()
+    return parameters.accelerator == "cpu" or (parameters.accelerator == "auto" and not found)
 
 
 def base_sha256(parameters: TrainingParameters) -> str | None:
