@@ -10,9 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import multiprocessing
-import os
-import socket
 import sys
 import tempfile
 import time
@@ -24,12 +21,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.figure import Figure
+from benchmarks.training.processes import SECONDS, SERVER, finish, start
 from models.parameters import GuidanceParameters
 
 SHARD = "shard-000000"
 SEED = 20
 STEPS = 24
-SECONDS = 120
 BASE = {
     "tiny": {
         "vocabulary": 400,
@@ -62,13 +59,10 @@ KINDS: tuple[tuple[str, int, Mapping[str, Any]], ...] = (
     ("masking", 1, {"geometry": {"queries": 3, "octaves": 2, "heads": 0, "variant": "fused"}}),
     ("two processes", 2, {"devices": 2, "accumulate": 2, "lora": {"rank": 2, "dropout": 0.3}}),
 )
-# A process that has imported everything once; trainings are forked from it and start within milliseconds.
-SERVER = multiprocessing.get_context("forkserver")
 
 
 def figures() -> dict[str, Figure]:
     """`resume_bit_equal`: of five trainings killed at random, how many end in the same bytes."""
-    SERVER.set_forkserver_preload(["models.train"])
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_release(root)
@@ -104,34 +98,16 @@ def begin(root: Path, place: Path, mapping: Mapping[str, Any], processes: int) -
     """Start a training; its processes, and where the first reports each step."""
     place.mkdir(exist_ok=True)
     reading, writing = SERVER.Pipe(duplex=False)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = []
-    for rank in range(processes):
-        environment = cluster(rank, processes, port) if processes > 1 else {}
-        started.append(SERVER.Process(target=run, args=(root, place, dict(mapping), environment, writing), daemon=True))
-        started[-1].start()
+    started = start(run, (root, place, dict(mapping), writing), place / "log", processes)
     writing.close()
     return started, reading
 
 
-def cluster(rank: int, processes: int, port: int) -> dict[str, str]:
-    """What torchrun tells its processes."""
-    names = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "resume"}
-    return {key: str(value) for key, value in {**names, **place}.items()}
-
-
-def run(root: Path, place: Path, mapping: dict[str, Any], environment: dict[str, str], steps: Any) -> None:
+def run(root: Path, place: Path, mapping: dict[str, Any], steps: Any) -> None:
     """In the process itself: the training, every step of it reported."""
     from models import progress, train
     from models.parameters import TrainingParameters
 
-    os.environ.update(environment)
-    for name in [name for name in os.environ if name.startswith("MLFLOW")]:
-        del os.environ[name]
-    sys.stdout = sys.stderr = (place / f"log {environment.get('RANK', 0)}").open("a", buffering=1)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     progress.PROGRESS_SECONDS = 0.0
 
@@ -144,14 +120,6 @@ def run(root: Path, place: Path, mapping: dict[str, Any], environment: dict[str,
 
     places = (root / "splits", root / "videos", root / "geometry", place / "checkpoint", place / "work")
     train.train(*places, TrainingParameters.from_mapping(mapping), report)
-
-
-def finish(processes: list) -> None:
-    """Wait for all."""
-    for process in processes:
-        process.join(SECONDS)
-        if process.is_alive():
-            process.kill()
 
 
 def digest(place: Path) -> str:

@@ -6,13 +6,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks.training.processes import start
 from models.batching import QuestionData, StepBatches
 from models.loss import stage_loss
 from models.module import QuestionAnswering, part_of
 from models.parameters import TrainingParameters
 from models.train import fit
 from tests.models.conftest import TINY, made
-from tests.models.processes import finish, start
+from tests.models.processes import finish
 
 STEP = {**TINY, "reading_steps": 0, "clips_per_batch": 5, "steps": 1}
 ONE_PROCESS = [

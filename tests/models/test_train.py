@@ -8,11 +8,12 @@ import pyarrow.parquet
 import pytest
 from safetensors.numpy import load_file
 
+from benchmarks.training.processes import start
 from models.parameters import TrainingParameters
 from models.predict import predict
 from models.train import main, train
 from tests.models.conftest import GUIDED, SHARD, TINY
-from tests.models.processes import finish, start, wait_for
+from tests.models.processes import finish, wait_for
 
 
 @pytest.fixture(scope="session")
