@@ -27,18 +27,20 @@ from models.parameters import GuidanceParameters
 SHARD = "shard-000000"
 SEED = 20
 STEPS = 24
+SMALLEST = {
+    "vocabulary": 400,
+    "hidden_size": 32,
+    "layers": 2,
+    "heads": 2,
+    "key_value_heads": 1,
+    "intermediate_size": 48,
+    "vision_depth": 1,
+    "vision_width": 16,
+    "vision_heads": 2,
+}
+"""Sizes of the smallest model that has every part."""
 BASE = {
-    "tiny": {
-        "vocabulary": 400,
-        "hidden_size": 32,
-        "layers": 2,
-        "heads": 2,
-        "key_value_heads": 1,
-        "intermediate_size": 48,
-        "vision_depth": 1,
-        "vision_width": 16,
-        "vision_heads": 2,
-    },
+    "tiny": SMALLEST,
     "geometry": {"queries": 3, "octaves": 2, "heads": 0},
     # Guidance needs more of a clip than these files hold.
     "guidance": {entry.name: 0.0 for entry in fields(GuidanceParameters)},

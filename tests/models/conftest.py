@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from benchmarks.training.resume import SMALLEST
 from models.parameters import TrainingParameters
 from models.reading import states_of
 
@@ -25,17 +26,7 @@ CHANGES = (
     "(1) Becomes larger. (2) Becomes smaller.",
 )
 TINY = {
-    "tiny": {
-        "vocabulary": 400,
-        "hidden_size": 32,
-        "layers": 2,
-        "heads": 2,
-        "key_value_heads": 1,
-        "intermediate_size": 48,
-        "vision_depth": 1,
-        "vision_width": 16,
-        "vision_heads": 2,
-    },
+    "tiny": SMALLEST,
     "geometry": {"queries": 3, "octaves": 2, "heads": 2, "condenser_depth": 1, "merge_space": 2},
     "guidance": dict.fromkeys(("options", "words", "names", "cells", "positions", "states", "in_videos"), 0.0),
     "reading_steps": 3,

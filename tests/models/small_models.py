@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from benchmarks.training.resume import SMALLEST
 from models.batch import NO_TARGET, VIDEO_TYPE, Branch, GeometryInputs, Prior, Tree, TreeBatch, pack
 from models.configuration import geometry_config
 from models.geometric_qwen import GeometricQwen, GeometricQwen3
@@ -18,16 +19,7 @@ from models.tiny import tiny_config, tiny_config3
 
 IDS = {**{token: place for place, token in enumerate(SPECIAL_TOKENS)}, "vocabulary": 64}
 START, END = IDS["<|vision_start|>"], IDS["<|vision_end|>"]
-SIZES = TinyModelParameters(
-    hidden_size=32,
-    layers=2,
-    heads=2,
-    key_value_heads=1,
-    intermediate_size=48,
-    vision_depth=1,
-    vision_width=16,
-    vision_heads=2,
-)
+SIZES = TinyModelParameters(**SMALLEST)
 FAMILIES = {"qwen2_5": (GeometricQwen, tiny_config), "qwen3": (GeometricQwen3, tiny_config3)}
 VARIANTS = ("none", "addition", "concatenation", "gsm", "fused")
 CHANNELS = 14

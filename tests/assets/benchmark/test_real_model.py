@@ -6,19 +6,10 @@ import pytest
 
 from assets.benchmark.evaluate import evaluate
 from assets.checkpoints.card import model_card
+from benchmarks.training.resume import SMALLEST
 
 TINY = {
-    "tiny": {
-        "vocabulary": 400,
-        "hidden_size": 32,
-        "layers": 2,
-        "heads": 2,
-        "key_value_heads": 1,
-        "intermediate_size": 48,
-        "vision_depth": 1,
-        "vision_width": 16,
-        "vision_heads": 2,
-    },
+    "tiny": SMALLEST,
     "geometry": {"queries": 3, "octaves": 2, "heads": 0},
     "reading_steps": 2,
     "grounding_steps": 2,
