@@ -83,7 +83,11 @@ class Identity:
 
     def is_current(self, name: str) -> bool:
         """Whether command, inputs, code, parameters and output are all as they were committed."""
-        return not self._repo.status(targets=[self._stage(name).addressing])
+        from dvc.repo import lock_repo
+
+        # `Repo.status` would parse dvc.yaml and dvc.lock anew to find the stage.
+        with lock_repo(self._repo):
+            return not self._stage(name).status()
 
     def commit(self, name: str) -> str:
         """Move the output of a stage into DVC's cache and write its hashes into dvc.lock.
