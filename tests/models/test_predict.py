@@ -53,7 +53,7 @@ def test_blind_mode_needs_no_files(checkpoint, release, tmp_path):
 def test_many_questions_of_a_clip_get_further_rows(checkpoint, release, monkeypatch):
     places = (release.videos, release.geometry)
     whole = predict(checkpoint, release.table, *places)
-    monkeypatch.setattr("models.predict.BRANCHES_PER_ROW", 2)
+    monkeypatch.setattr("models.answering.BRANCHES_PER_ROW", 2)
     np.testing.assert_allclose(predict(checkpoint, release.table, *places), whole, atol=1e-6)
 
 
