@@ -27,6 +27,10 @@ LETTERS = tuple("ABCDEFGHIJ")
 """Names of options; a question has at least two and at most so many."""
 # The attention mask of a row grows with the square of its length; more questions than this get a second row.
 BRANCHES_PER_ROW = 8
+NO_INSTRUCTIONS = ("", "")
+
+Instructions = tuple[str, str]
+"""What is said behind a question with options, and behind one that asks for a number."""
 
 
 def asked_text(question: str, options: Sequence[str], instruction: str = "") -> str:
@@ -52,17 +56,17 @@ class AnyPrompt(Prompt):
     def __init__(self, tokenizer: Any, max_text_tokens: int) -> None:
         super().__init__(tokenizer, max_text_tokens)
         self.letters = [self._letter(letter) for letter in LETTERS]
-        self.instruction = ""
+        self.instructions = NO_INSTRUCTIONS
 
     def branch(
         self, question: str, options: Sequence[str], answer: str | None, with_video: bool, noted: bool = False
     ) -> Branch:
-        """One question that is to be answered, with the prompt's instruction; answers and notes are for training.
+        """One question that is to be answered, with the instruction for its kind; answers and notes are for training.
 
         Raises:
             QuestionError: if the text is too long or has too many options.
         """
-        asked = self.words(asked_text(question, options, self.instruction))
+        asked = self.words(asked_text(question, options, self.instructions[not options]))
         if len(asked) > self.max_text_tokens:
             raise QuestionError(
                 f"a question has {len(asked)} tokens, max_text_tokens is {self.max_text_tokens}: "
@@ -91,7 +95,11 @@ class Answering:
         self.ends = {tokenizer.convert_tokens_to_ids(end) for end in ends} | {tokenizer.eos_token_id}
 
     def shares(
-        self, group: Group, questions: Sequence[Question], blind: bool = False, instruction: str = ""
+        self,
+        group: Group,
+        questions: Sequence[Question],
+        blind: bool = False,
+        instructions: Instructions = NO_INSTRUCTIONS,
     ) -> list[np.ndarray]:
         """Probabilities of each question's letters, normalised over them, float64.
 
@@ -99,14 +107,14 @@ class Answering:
             group: what the questions may see.
             questions: about that, each with its options.
             blind: without video and geometry, from the text alone.
-            instruction: said behind each question.
+            instructions: said behind a question with options, and behind one without.
 
         Raises:
             ClipError, QuestionError: as `TreeMaker` has them.
         """
         found = []
         with self._computing():
-            for prefix, rows in self._prefixes(group, questions, blind, instruction):
+            for prefix, rows in self._prefixes(group, questions, blind, instructions):
                 for row in rows:
                     logits = prefix.ask(row)[:, self.prompt.letters].double().cpu()
                     counts = [len(questions[prefix.first + number].options) for number in row]
@@ -114,25 +122,37 @@ class Answering:
         return found
 
     def texts(
-        self, group: Group, questions: Sequence[Question], max_tokens: int, blind: bool = False, instruction: str = ""
+        self,
+        group: Group,
+        questions: Sequence[Question],
+        max_tokens: int,
+        blind: bool = False,
+        instructions: Instructions = NO_INSTRUCTIONS,
     ) -> list[str]:
-        """What the model says to each question, greedily; arguments as for `shares`.
+        """What the model says to each question, greedily.
 
         Args:
+            group: what the questions may see.
+            questions: about that; those without options ask for a number.
             max_tokens: a longer answer is cut off.
+            blind: without video and geometry, from the text alone.
+            instructions: said behind a question with options, and behind one without.
+
+        Raises:
+            ClipError, QuestionError: as `TreeMaker` has them.
         """
         found = []
         with self._computing():
-            for prefix, rows in self._prefixes(group, questions, blind, instruction):
+            for prefix, rows in self._prefixes(group, questions, blind, instructions):
                 for row in rows:
                     found += prefix.generate(row, max_tokens, self.ends)
         return [self.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in found]
 
     def _prefixes(
-        self, group: Group, questions: Sequence[Question], blind: bool, instruction: str
+        self, group: Group, questions: Sequence[Question], blind: bool, instructions: Instructions
     ) -> Iterator[tuple[SharedPrefix, list[range]]]:
         """Encoded prefixes with the rows of questions on each: one, unless questions cannot share any."""
-        self.prompt.instruction = instruction
+        self.prompt.instructions = instructions
         size = len(questions) if self.maker.shares_prefix else 1
         for first in range(0, len(questions), size):
             asked = [replace(question, answer=None) for question in questions[first : first + size]]

@@ -1,4 +1,4 @@
-"""A text model behind an OpenAI-compatible endpoint (chat completions), hosted or of one's own.
+"""A model behind an OpenAI-compatible endpoint (chat completions), hosted or of one's own.
 
 Answers are kept in a folder under the hash of their request, so that a repeated run asks nothing twice and gives the
 same answers, whatever the endpoint would say today.
@@ -12,12 +12,17 @@ import math
 import os
 import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 # An endpoint that asks for a longer pause than this is asked again after it all the same, seconds.
 LONGEST_PAUSE = 60.0
 LONGEST_ANSWER = 1 << 18
+# Alternatives that are asked for beside the likeliest token; the interface allows no more.
+ALTERNATIVES = 20
+# What a kept request shows of a picture is its hash.
+DATA_URL = "data:"
 # Request timeout, conflict and too many requests; every 5xx beside them.
 WORTH_ANOTHER_TRY = (408, 409, 429)
 
@@ -90,15 +95,46 @@ class Endpoint:
             "temperature": temperature,
             "seed": seed,
         }
+        return self._answered(request, self._answer_in)
+
+    def letter_shares(self, messages: list[dict], letters: Sequence[str], *, seed: int = 0) -> list[float] | None:
+        """How likely an answer begins with each of the letters, normalised over them.
+
+        Args:
+            messages: as for `complete`.
+            letters: single ones, told apart whatever their case.
+            seed: of sampling, where the endpoint honours it.
+
+        Returns:
+            As many shares as letters; None where none of them is among the endpoint's likeliest tokens.
+
+        Raises:
+            BudgetError, EndpointError: as `complete`, and where the endpoint tells no probabilities.
+        """
+        request = {
+            "model": self.model,
+            "messages": messages,
+            "max_tokens": 1,
+            "temperature": 0.0,
+            "seed": seed,
+            "logprobs": True,
+            "top_logprobs": ALTERNATIVES,
+        }
+        tokens = json.loads(self._answered(request, self._alternatives_in))
+        found = [sum(math.exp(chance) for token, chance in tokens if token.strip().upper() == one) for one in letters]
+        return [share / sum(found) for share in found] if sum(found) > 0 else None
+
+    def _answered(self, request: dict[str, Any], read: Callable[[Any], str]) -> str:
+        """What `read` finds in the response to a request, which is sent only if the folder holds none."""
         key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
         known = self._remembered(key)
         if known is not None:
             return known
-        answer = self._ask(request)
+        answer = self._ask(request, read)
         self._remember(key, request, answer)
         return answer
 
-    def _ask(self, request: dict[str, Any]) -> str:
+    def _ask(self, request: dict[str, Any], read: Callable[[Any], str]) -> str:
         """One answer over the network, after as many tries as are allowed."""
         import openai
 
@@ -106,7 +142,7 @@ class Endpoint:
         for attempt in range(self._attempts):
             self._spend()
             try:
-                return self._answer_in(self._client().chat.completions.create(**request))
+                return read(self._client().chat.completions.create(**request))
             except openai.APIStatusError as error:
                 reason = f"status {error.status_code}"
                 if error.status_code not in WORTH_ANOTHER_TRY and error.status_code < 500:
@@ -134,6 +170,17 @@ class Endpoint:
         if not isinstance(answer, str) or len(answer) > LONGEST_ANSWER:
             raise EndpointError(f"{self.url}: {self._no_completion('no text, or more than can be an answer')}")
         return answer
+
+    def _alternatives_in(self, completion: Any) -> str:
+        """Likeliest first tokens with the logarithms of their probabilities, as JSON."""
+        try:
+            likeliest = completion.choices[0].logprobs.content[0].top_logprobs
+            tokens = [(str(one.token), min(float(one.logprob), 0.0)) for one in likeliest[:ALTERNATIVES]]
+        except (AttributeError, IndexError, TypeError, ValueError):
+            tokens = []
+        if not tokens or any(math.isnan(chance) for _, chance in tokens):
+            raise EndpointError(f"{self.url}: tells no probabilities of tokens; let it generate its answers instead")
+        return json.dumps(tokens)
 
     def _no_completion(self, what: str) -> str:
         return f"the response is no chat completion ({what}); the URL of a chat endpoint usually ends in /v1"
@@ -179,5 +226,17 @@ class Endpoint:
             return
         self._cache.mkdir(parents=True, exist_ok=True)
         partial = self._cache / f".{key}.{os.getpid()}.{threading.get_ident()}.partial"
-        partial.write_text(json.dumps({"request": request, "answer": answer}, indent=1, sort_keys=True) + "\n")
+        kept = {"request": _without_pictures(request), "answer": answer}
+        partial.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
         os.replace(partial, self._cache / f"{key}.json")
+
+
+def _without_pictures(value: Any) -> Any:
+    """A request with the hash of each picture in its place: a video's frames would be megabytes for every question."""
+    if isinstance(value, dict):
+        return {name: _without_pictures(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_without_pictures(part) for part in value]
+    if isinstance(value, str) and value.startswith(DATA_URL):
+        return f"sha256:{hashlib.sha256(value.encode()).hexdigest()}"
+    return value

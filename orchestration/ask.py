@@ -11,28 +11,25 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from assets.geometry.cache import estimate_shard
+from assets.benchmark.clips import SHARD, Ready, Wanted, describe_clip, prepare_batch, wrong_channels
+from assets.benchmark.readers import Places
 from assets.geometry.parameters import EstimatorName, GeometryParameters
-from assets.geometry.record import load, save, unknown
+from assets.geometry.record import load
 from assets.geometry.scene_page import plain
 from assets.identity import Identity
 from assets.reuse import sha256_of
-from assets.videos.prepare import prepare_shard
-from assets.videos.shards import SUFFIX, RawClip, write_manifest
 from assets.workspace import Workspace
 from orchestration.parameters import Parameters
 
 LETTERS = ("A", "B", "C", "D")
 AUTO = "auto"
-SHARD = "shard-000000"
 BAR = 20
 # How a question names a thing by the number that is drawn on a prepared clip (see `assets.geometry.marks.pointed`).
 MARKED = re.compile(r"\bmarked \d", re.IGNORECASE)
@@ -47,23 +44,17 @@ class Known:
     """What a model reads of a clip, and where it lies.
 
     Attributes:
-        clip: SHA-256 of the video's bytes.
-        shard: folder that holds the clip, in `videos` and in `geometry`.
-        videos: folder with `<shard>/frames/<clip>.safetensors`.
-        geometry: folder with `<shard>/<clip>.safetensors`.
-        provenance: of the scene record.
+        ready: the clip.
+        shard: folder that holds it, in `places.videos` and in `places.geometry`.
+        places: of frames and records.
         cached: whether it lay in the workspace already.
-        unfit: columns by which such a clip is kept out of training, empty where none speaks against it.
         seconds: what reading the frames and estimating the geometry took.
     """
 
-    clip: str
+    ready: Ready
     shard: str
-    videos: Path
-    geometry: Path
-    provenance: Mapping[str, Any]
+    places: Places
     cached: bool
-    unfit: str
     seconds: Mapping[str, float]
 
 
@@ -171,14 +162,14 @@ def ask(
         started = time.monotonic()
         probabilities = _probabilities(checkpoint, known, question, options)
         seconds = {**known.seconds, "model": time.monotonic() - started}
-    geometry = {name: known.provenance[name] for name in ("estimator", "version", "status", "reason")}
+    geometry = {name: known.ready.provenance[name] for name in ("estimator", "version", "status", "reason")}
     return Answer(
         question=question,
         options=options,
         probabilities=probabilities,
         clip=clip,
         geometry=geometry | {"cached": known.cached},
-        unfit=known.unfit,
+        unfit=known.ready.unfit,
         checkpoint=_named(workspace, checkpoint),
         seconds=seconds,
     )
@@ -225,15 +216,14 @@ def _identity_of(video: Path) -> str:
 def _in_pool(workspace: Workspace, clip: str, estimator: str) -> Known | None:
     """The clip as the workspace holds it; None where its frames or its record (by that estimator) are not there."""
     data = workspace.root / "data"
+    places = Places(data / "videos", data / "geometry")
     for shard in workspace.shards():
-        record = workspace.geometry(shard) / f"{clip}.safetensors"
-        if not record.is_file() or not (workspace.videos(shard) / "frames" / record.name).is_file():
+        record = places.record(shard, clip)
+        if not record.is_file() or not places.frames(shard, clip).is_file():
             continue
-        provenance = load(record, ()).provenance
-        if estimator in (AUTO, provenance["estimator"]):
-            unfit = _unfit(workspace.geometry(shard), clip)
+        if estimator in (AUTO, load(record, ()).provenance["estimator"]):
             seconds = {"frames": 0.0, "geometry": 0.0}
-            return Known(clip, shard, data / "videos", data / "geometry", provenance, True, unfit, seconds)
+            return Known(describe_clip(places, shard, clip), shard, places, True, seconds)
     return None
 
 
@@ -245,50 +235,10 @@ def _prepare(
     Raises:
         AskError: the file is no video that can be read.
     """
-    raw, videos, geometry = (folder / name / SHARD for name in ("raw", "videos", "geometry"))
-    _seal(raw, video, clip)
-    say("reading frames")
-    started = time.monotonic()
-    prepare_shard(raw, videos, SHARD, parameters.videos)
-    if refused := pq.read_table(videos / "quarantine.parquet").to_pylist():
-        raise AskError(f"{plain(video)}: {refused[0]['message']}")
-    prepared = time.monotonic()
-    say("estimating geometry")
-    # Two workers put the one clip into a process of its own: native code that crashes there is a refusal here, and
-    # what the networks held is free again before the model is loaded.
-    estimate_shard(raw, videos, geometry, SHARD, tuned, workers=2)
-    seconds = {"frames": prepared - started, "geometry": time.monotonic() - prepared}
-    record = geometry / f"{clip}.safetensors"
-    provenance = load(record, ()).provenance
-    _remove_marks(record)
-    return Known(clip, SHARD, videos.parent, geometry.parent, provenance, False, _unfit(geometry, clip), seconds)
-
-
-def _seal(raw: Path, video: Path, clip: str) -> None:
-    """A raw shard of one clip, whose bytes stay where they are."""
-    suffix = video.suffix.lower()
-    known = suffix if SUFFIX.fullmatch(suffix) else ".bin"
-    sealed = RawClip(clip, plain(video.name), known, video.stat().st_size, "video")
-    raw.mkdir(parents=True)
-    sealed.path(raw).symlink_to(video.resolve())
-    write_manifest(raw, SHARD, [sealed])
-
-
-def _remove_marks(path: Path) -> None:
-    """Take the names and boxes out of a record: nobody who asks knows which number a thing would carry."""
-    record = load(path)
-    nothing = unknown(record.timestamps, provenance=record.provenance)
-    save(replace(nothing, prior_features=record.prior_features, prior_times=record.prior_times), path)
-
-
-def _unfit(geometry_shard: Path, clip: str) -> str:
-    """What scenes.parquet says against the clip; nothing where the table is not there yet."""
-    path = geometry_shard / "scenes.parquet"
-    try:
-        rows = pq.read_table(path, columns=["clip", "unfit"]).to_pylist() if path.exists() else []
-    except (OSError, pa.ArrowException) as error:
-        raise AskError(f"{plain(path)}: damaged or of another version, make geometry of its shard again") from error
-    return next((row["unfit"] for row in rows if row["clip"] == clip), "")
+    batch = prepare_batch(folder, {clip: Wanted(video)}, parameters.videos, tuned, say=say)
+    if batch.refused:
+        raise AskError(f"{plain(video)}: {batch.refused[clip]}")
+    return Known(batch.ready[clip], SHARD, Places(folder / "videos", folder / "geometry"), False, batch.seconds)
 
 
 def _channels_of(checkpoint: Path) -> int | None:
@@ -310,13 +260,8 @@ def _channels_of(checkpoint: Path) -> int | None:
 
 def _check_prior(known: Known, channels: int | None) -> None:
     """Refuse features that the checkpoint's geometry module was not made for."""
-    record = known.geometry / known.shard / f"{known.clip}.safetensors"
-    features = load(record, ("prior_features",)).prior_features
-    if features.size and channels and features.shape[-1] != channels:
-        raise AskError(
-            f"the checkpoint reads {channels} numbers a cell, estimator {known.provenance['estimator']} gave "
-            f"{features.shape[-1]}: choose another with --estimator or set geometry.foundation.prior as in its training"
-        )
+    if wrong := wrong_channels(known.ready, channels):
+        raise AskError(f"{wrong}: choose another with --estimator or set geometry.foundation.prior as in its training")
 
 
 def _probabilities(checkpoint: Path, known: Known, question: str, options: tuple[str, ...]) -> tuple[float, ...]:
@@ -325,14 +270,14 @@ def _probabilities(checkpoint: Path, known: Known, question: str, options: tuple
 
     row = {
         "qa_id": "asked",
-        "clip": known.clip,
+        "clip": known.ready.clip,
         "shard": known.shard,
         "type": "asked",
         "question": question,
         "options": list(options),
         "visible_until": None,
     }
-    found = predict(checkpoint, pa.Table.from_pylist([row]), known.videos, known.geometry)[0]
+    found = predict(checkpoint, pa.Table.from_pylist([row]), known.places.videos, known.places.geometry)[0]
     if not np.isfinite(found).all():
         raise AskError(f"{plain(checkpoint)}: its answer is no number, the weights are damaged: train it again")
     return tuple(map(float, found))

@@ -84,7 +84,9 @@ def evaluate(
         PredictionError: the predictor returned something else than probabilities.
     """
     if predictor is None:
-        from models.predict import predict as predictor
+        from assets.benchmark.predictions import cached_predictor
+
+        predictor = cached_predictor(out.with_name(".predictions.sqlite"))
     tasks = load_tasks(splits, videos, geometry)
     truth = _truth(tasks.table)
     asked = tasks.table.drop_columns(["answer"])

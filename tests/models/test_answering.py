@@ -104,7 +104,7 @@ def test_two_to_ten_options_are_weighed(opened, release):
     shares = answering.shares(group, some)
     assert [len(one) for one in shares] == [2, 4, 7, 10]
     assert all(one.sum() == pytest.approx(1) and (one > 0).all() for one in shares)
-    told = answering.shares(group, some, instruction="Answer at once.")
+    told = answering.shares(group, some, instructions=("Answer at once.", ""))
     assert np.abs(told[1] - shares[1]).max() > 1e-6
 
 

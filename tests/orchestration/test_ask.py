@@ -12,6 +12,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from assets.benchmark import clips
 from assets.geometry.cache import estimate_shard
 from assets.geometry.record import load, save, unknown
 from assets.identity import Identity
@@ -21,7 +22,6 @@ from assets.workspace import Workspace
 from models.parameters import TrainingParameters
 from models.predict import CheckpointError
 from models.prompt import QuestionError
-from orchestration import ask as asking
 from orchestration.ask import AskError, ask, check_question
 from orchestration.cli import app
 from orchestration.parameters import Parameters
@@ -187,7 +187,7 @@ def test_what_is_no_video_is_one_line(place, tmp_path):
 
 def test_wrong_choices_are_said_before_anything_is_made(place, video, tmp_path, monkeypatch):
     parameters = load_parameters(place.root / "params.yaml")
-    monkeypatch.setattr(asking, "prepare_shard", None)
+    monkeypatch.setattr(clips, "prepare_shard", None)
     with pytest.raises(AskError, match="'nothing' is no estimator: choose auto or one of rendered, "):
         ask(place, parameters, video, QUESTION, OPTIONS, estimator="nothing")
     with pytest.raises(AskError, match=r"is no checkpoint \(No such file or directory\): train one"):
@@ -232,7 +232,7 @@ def cut(path):
 def test_a_damaged_checkpoint_is_one_line(place, video, tmp_path, monkeypatch, damage, says):
     folder = shutil.copytree(place.checkpoint, tmp_path / "damaged")
     damage(folder)
-    monkeypatch.setattr(asking, "estimate_shard", estimating(14))
+    monkeypatch.setattr(clips, "estimate_shard", estimating(14))
     with pytest.raises(CheckpointError, match=says) as caught:
         ask(place, load_parameters(place.root / "params.yaml"), video, QUESTION, OPTIONS, checkpoint=folder)
     assert str(folder) in str(caught.value)
@@ -240,10 +240,10 @@ def test_a_damaged_checkpoint_is_one_line(place, video, tmp_path, monkeypatch, d
 
 def test_a_question_that_does_not_fit_and_geometry_of_another_kind(place, video, monkeypatch):
     parameters = load_parameters(place.root / "params.yaml")
-    monkeypatch.setattr(asking, "estimate_shard", estimating(64))
+    monkeypatch.setattr(clips, "estimate_shard", estimating(64))
     with pytest.raises(AskError, match="reads 14 numbers a cell, estimator foundation gave 64: "):
         ask(place, parameters, video, QUESTION, OPTIONS)
-    monkeypatch.setattr(asking, "estimate_shard", estimating(14))
+    monkeypatch.setattr(clips, "estimate_shard", estimating(14))
     with pytest.raises(QuestionError, match="max_text_tokens"):
         ask(place, parameters, video, "far " * 9000, OPTIONS)
 
@@ -260,7 +260,7 @@ def test_a_record_without_marks_keeps_its_features(tmp_path):
         path,
     )
     assert sorted(load(path).marks) == [1, 2]
-    asking._remove_marks(path)
+    clips._remove_marks(path)
     after = load(path)
     assert after.marks == [] and after.status == "2d" and after.timestamps.tolist() == [0, 1]
     assert after.prior_features.dtype == np.uint16 and np.array_equal(after.prior_features, tokens)
