@@ -161,6 +161,42 @@ def ask(
         print(*answer.lines(), sep="\n")
 
 
+@app.command()
+def evaluate(
+    suite: Annotated[str, typer.Argument(help="Name of a published benchmark.")],
+    file: Annotated[Path, typer.Argument(help="Its questions, as published.")],
+    model: Annotated[str, typer.Option(help="Checkpoint or model folder, hub id, or http(s) address.")],
+    out: Annotated[Path, typer.Option(help="Folder for predictions.parquet and metrics.json.")],
+    clips: Annotated[Path | None, typer.Option(help="Folder of its videos; only --blind needs none.")] = None,
+    protocol: Annotated[str, typer.Option(help="letters (weighed in one pass) or generation.")] = "letters",
+    rotations: Annotated[bool, typer.Option("--rotations", help="Ask with every rotation of the options.")] = False,
+    blind: Annotated[bool, typer.Option("--blind", help="Ask without the videos.")] = False,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest generated answer.")] = 128,
+    served_name: Annotated[str, typer.Option(help="Name of the model behind an address.")] = "",
+    max_requests: Annotated[int, typer.Option(min=1, help="Requests an address may get in this run.")] = 10_000,
+) -> None:
+    """Ask any model a published benchmark; an interrupted run goes on where it stopped."""
+    workspace = _open()
+    from assets.benchmark.extraction import extract
+    from assets.benchmark.run import table_lines
+    from assets.benchmark.suite import match_videos, read_suite
+    from orchestration import evaluate as evaluation
+    from orchestration.parameters import load
+
+    manner = evaluation.check_manner(protocol, blind, max_tokens)
+    if clips is None and not blind:
+        raise typer.BadParameter("name the folder of its videos with --clips, or ask without them: --blind")
+    parameters = load(workspace.root / "params.yaml")
+    questions = read_suite(suite, file)
+    videos = ({}, {}) if blind else match_videos(questions, clips)
+    answers = workspace.root / ".cache" / "answers"
+    budget = {"served_name": served_name, "max_requests": max_requests, "answers": answers}
+    reader = evaluation.open_reader(model, parameters.checkpoint, **budget)
+    asked = {"extract": extract, "rotations": rotations, "say": _say}
+    metrics = evaluation.evaluate(workspace, parameters, questions, videos, reader, manner, out, **asked)
+    print(*table_lines(metrics), sep="\n")
+
+
 @app.command("export")
 def export_(
     out: Annotated[Path, typer.Argument(help="New folder to write to.")],

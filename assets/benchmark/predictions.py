@@ -159,24 +159,29 @@ def ask_all(
 
     keys = [prediction_key(reader, one, seen.get(one.clip, ""), manner) for one in questions]
     known: dict[str, Reply] = cache.known(keys)
+    refused: dict[str, str] = {}
     groups, done = groups_of(questions), 0
     for start in range(0, len(groups), batch_clips):
         rows = [row for group in groups[start : start + batch_clips] for row in group.rows]
-        new = {keys[row]: questions[row] for row in reversed(rows) if keys[row] not in known}
+        new: dict[str, Question] = {}
+        for row in rows:
+            if keys[row] not in known and keys[row] not in refused:
+                new.setdefault(keys[row], questions[row])
         if new:
-            # The first of several that are the same question is the one to be asked.
-            asked = dict(reversed(new.items()))
-            replies = _ask(reader, asked, places, manner, refuse)
+            replies = _ask(reader, new, places, manner, None if refuse is None else refused)
             cache.add(replies)
             known |= replies
         done += len(rows)
         progress(done, len(questions), "blind" if manner.blind else "with video")
+    for key, one in zip(keys, questions, strict=True):
+        if key in refused:
+            refuse(one.qa_id, refused[key])
     found = [known.get(key) for key in keys]
     return [reply and replace(reply, item_id=one.qa_id) for reply, one in zip(found, questions, strict=True)]
 
 
 def _ask(
-    reader: Reader, asked: Mapping[str, Question], places: Places, manner: Manner, refuse: Refuse | None
+    reader: Reader, asked: Mapping[str, Question], places: Places, manner: Manner, refused: dict[str, str] | None
 ) -> dict[str, Reply]:
     """Answers by key; where one of several questions cannot be asked, the others are asked without it."""
     from models.data import ClipError
@@ -185,13 +190,12 @@ def _ask(
     try:
         return dict(zip(asked, reader.answer(list(asked.values()), places, manner), strict=True))
     except (ClipError, QuestionError) as error:
-        if refuse is None:
+        if refused is None:
             raise
         if len(asked) == 1:
-            (question,) = asked.values()
-            refuse(question.qa_id, str(error))
+            refused[next(iter(asked))] = str(error)
             return {}
-    parts = [_ask(reader, {key: question}, places, manner, refuse) for key, question in asked.items()]
+    parts = [_ask(reader, {key: question}, places, manner, refused) for key, question in asked.items()]
     return {key: reply for part in parts for key, reply in part.items()}
 
 

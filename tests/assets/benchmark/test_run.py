@@ -1,0 +1,382 @@
+"""One evaluation of a small suite: real videos, a checkpoint of a few steps, a real local endpoint, a real SIGKILL."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from assets.benchmark.clips import SHARD, ClipFolder, Wanted
+from assets.benchmark.predictions import PredictionCache, PredictionCacheError, Reply, ask_all, prediction_key
+from assets.benchmark.readers import GENERATION, EndpointReader, LocalReader, Manner, Places
+from assets.benchmark.run import EvaluationError, evaluate_suite, relative_accuracy, table_lines
+from assets.geometry.parameters import GeometryParameters
+from assets.videos.parameters import VideoParameters
+from models.data import Question
+from models.endpoint import Endpoint, EndpointError
+from models.parameters import TrainingParameters
+from tests.assets.benchmark.test_real_model import checkpoint  # noqa: F401
+from tests.assets.videos.conftest import grey_frames, index_of, write_video
+from tests.models.test_endpoint import completion, serving
+
+LETTERS = Manner("letters")
+SPOKEN = Manner(GENERATION, max_tokens=4)
+VIDEOS = VideoParameters(frames=6, max_pixels=4096, timeout_s=20)
+# The networks of no estimator run in these tests: nothing here supports a video.
+GEOMETRY = GeometryParameters(estimators=("rendered",))
+LIKE = TrainingParameters(max_frames=4, max_pixels=3136, threads=1)
+
+
+@dataclass(frozen=True)
+class Item:
+    item_id: str
+    video: str
+    type: str
+    question: str
+    options: tuple[str, ...]
+    answer: str
+    visible_until: float | None = None
+    segment: tuple[float, float] | None = None
+
+
+ITEMS = (
+    Item("a", "one", "dir", "Where does it go?", ("left", "right", "up", "down"), "A"),
+    Item("b", "one", "dir", "Does it turn?", ("yes", "no"), "B", visible_until=0.3),
+    Item("c", "one", "count", "How many are there?", (), "4"),
+    Item("d", "two", "dir", "Is it red?", ("yes", "no", "partly"), "C", segment=(0.2, 0.5)),
+    Item("e", "gone", "dir", "Is it red?", ("yes", "no"), "A"),
+    Item("f", "broken", "dir", "Is it red?", ("yes", "no"), "A"),
+    Item("g", "two", "dir", "Is it?", ("only",), "A"),
+    Item("h", "two", "dir", "far " * 3000, ("yes", "no"), "A"),
+    Item("i", "two", "dir", "far " * 3000, ("yes", "no"), "B"),
+)
+
+
+def suite_of(*items: Item):
+    unusable = (SimpleNamespace(row=7, reason="no answer"),)
+    return SimpleNamespace(name="tiny", version="1", items=items, unusable=unusable, digest="0" * 64)
+
+
+def first_letter(text, options):
+    """Stands in for the extractor."""
+    return next((c for c in text if c in "ABCD"[: len(options)] or (not options and c.isdigit())), None)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    (folder / "broken.mp4").write_bytes(b"no video at all")
+    one, two = write_video(folder / "<b>one.mp4"), write_video(folder / "two.mp4", grey_frames(20)[::-1].copy())
+    return {"one": one, "two": two, "broken": folder / "broken.mp4"}
+
+
+@pytest.fixture
+def clips(tmp_path):
+    return ClipFolder(tmp_path / "clips", VIDEOS, GEOMETRY, with_geometry=True, workers=1)
+
+
+class Counting:
+    """A reader that counts what it is asked."""
+
+    def __init__(self, reader):
+        self.reader, self.asked = reader, []
+        self.name, self.identity = reader.name, reader.identity
+        self.channels, self.clips_at_once = reader.channels, reader.clips_at_once
+
+    def answer(self, questions, places, manner):
+        replies = self.reader.answer(questions, places, manner)
+        self.asked += [question.qa_id for question in questions]
+        return replies
+
+
+def evaluated(reader, found, clips, tmp_path, items=ITEMS, manner=LETTERS, out="out", **how):
+    cache = PredictionCache(tmp_path / "kept" / "predictions.sqlite")
+    lacking = {"gone": "gone.mp4 is not among the files"}
+    where = (clips, manner, cache, tmp_path / out)
+    metrics = evaluate_suite(suite_of(*items), found, lacking, reader, *where, extract=first_letter, **how)
+    return metrics, pq.read_table(tmp_path / out / "predictions.parquet").to_pylist()
+
+
+def test_a_suite_is_asked_and_what_could_not_be_is_told(checkpoint, found, clips, tmp_path):  # noqa: F811
+    reader = Counting(LocalReader(str(checkpoint)))
+    metrics, rows = evaluated(reader, found, clips, tmp_path, rotations=True)
+    by_item = {}
+    for row in rows:
+        by_item.setdefault(row["item_id"], []).append(row)
+    assert [len(by_item[name]) for name in "abcdefghi"] == [4, 2, 1, 3, 1, 1, 1, 2, 2]
+    states = {name: by_item[name][0]["status"] for name in by_item}
+    assert states == dict.fromkeys("abcd", "asked") | dict(
+        e="missing", f="unreadable", g="unusable", h="refused", i="refused"
+    )
+    assert by_item["e"][0]["reason"] == "gone.mp4 is not among the files"
+    assert "Not a readable video" in by_item["f"][0]["reason"]
+    assert all("max_text_tokens" in row["reason"] for row in by_item["h"] + by_item["i"])
+    for row in by_item["a"]:
+        turned = ITEMS[0].options[row["rotation"] :] + ITEMS[0].options[: row["rotation"]]
+        assert tuple(row["options"]) == turned and turned["ABCD".index(row["answer"])] == "left"
+        assert sum(row["shares"]) == pytest.approx(1, abs=1e-5)
+        assert row["predicted"] == "ABCD"[int(np.argmax(row["shares"]))]
+        assert ITEMS[0].options[row["choice"]] == turned["ABCD".index(row["predicted"])]
+        assert row["score"] == (row["choice"] == 0)
+    assert by_item["c"][0]["text"] is not None and by_item["c"][0]["shares"] is None
+    assert metrics["overall"]["n"] == 4 and metrics["overall"]["numeric"] == 1
+    assert set(metrics["by_type"]) == {"dir", "count"} and metrics["by_type"]["dir"]["n"] == 3
+    assert metrics["by_type"]["dir"]["chance"] == pytest.approx((1 / 4 + 1 / 2 + 1 / 3) / 3, abs=1e-6)
+    told = {(one["status"], one["n"]) for one in metrics["not_asked"]}
+    assert told == {("missing", 1), ("unreadable", 1), ("unusable", 1), ("refused", 2)}
+    assert metrics["rotations"]["questions"] == 3 and metrics["rotations"]["all"]["n"] == 9
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics
+    assert any("over all rotations" in line for line in table_lines(metrics))
+
+    again = Counting(LocalReader(str(checkpoint)))
+    repeated, same = evaluated(again, found, clips, tmp_path, out="again", rotations=True)
+    assert (repeated, same) == (metrics, rows) and again.asked == []
+    # Rotation 0 is a question like any other, so an evaluation without rotations knows its answers already.
+    straight, few = evaluated(again, found, clips, tmp_path, out="straight")
+    assert again.asked == [] and straight["overall"] == metrics["overall"] and straight["rotations"] is None
+    assert few == [row for row in rows if row["rotation"] == 0]
+    # What was refused is tried again; where nothing is left to be asked, no model is loaded.
+    idle = LocalReader(str(checkpoint))
+    evaluated(idle, found, clips, tmp_path, ITEMS[:7], out="idle")
+    assert "_opened" not in vars(idle)
+
+
+def test_generation_and_blindness_are_questions_of_their_own(checkpoint, found, clips, tmp_path):  # noqa: F811
+    reader = Counting(LocalReader(str(checkpoint)))
+    metrics, rows = evaluated(reader, found, clips, tmp_path, ITEMS[:4], SPOKEN)
+    assert sorted(reader.asked) == ["a/0", "b/0", "c/0", "d/0"] and all(row["text"] is not None for row in rows)
+    assert metrics["overall"]["without_answer"] == sum(row["predicted"] is None for row in rows)
+    blind, _ = evaluated(reader, {}, None, tmp_path, ITEMS[:5], replace(LETTERS, blind=True), out="blind")
+    assert blind["overall"]["n"] == 5 and blind["protocol"]["blind"] and len(reader.asked) == 9
+
+
+def test_an_item_may_be_fitted_to_its_clip(checkpoint, found, clips, tmp_path):  # noqa: F811
+    reader = Counting(LocalReader(str(checkpoint)))
+
+    def fit(item, size):
+        return replace(item, question=f"{item.question} In {size[0]}x{size[1]}?")
+
+    _, rows = evaluated(reader, found, clips, tmp_path, ITEMS[:1], fit=fit)
+    assert rows[0]["question"] == "Where does it go? In 64x48?"
+
+
+def test_nothing_to_ask_is_said_before_anything_is_made(checkpoint, clips, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(clips, "prepare", None)
+    with pytest.raises(EvaluationError, match=r"tiny: no question can be asked, missing: no such file .*; name the"):
+        evaluated(LocalReader(str(checkpoint)), {}, clips, tmp_path, ITEMS[:2])
+    assert not (tmp_path / "out").exists()
+
+
+def test_numbers_count_by_how_near_they_are():
+    assert relative_accuracy("10", "10") == 1 and relative_accuracy(None, "10") == 0
+    # Off by 22 %: within it for confidences 0.5 to 0.75, six of ten.
+    assert relative_accuracy("12.2", "10") == pytest.approx(0.6)
+    assert relative_accuracy("-10", "10") == 0 and relative_accuracy("inf", "10") == 0
+    assert relative_accuracy("0", "0") == 1 and relative_accuracy("1", "0") == 0
+
+
+# Clips.
+
+
+def test_clips_are_prepared_once_and_segments_hold_their_seconds_alone(found, clips, monkeypatch):
+    whole, part, nothing = Wanted(found["one"]), Wanted(found["one"], (0.2, 0.4)), Wanted(found["one"], (5.0, 6.0))
+    (first, cut, none), reasons = clips.prepare([whole, part, nothing])
+    assert none is None and reasons[:2] == ["", ""] and "No frame between 5 and 6 s" in reasons[2]
+    from safetensors.numpy import load_file
+
+    held = load_file(clips.places.frames(SHARD, cut.clip))
+    assert held["timestamps"][0] == pytest.approx(0.2) and held["timestamps"][-1] == pytest.approx(0.4)
+    assert len(held["frames"]) == 6 and index_of(held["frames"]).tolist() == held["indices"].tolist() == [
+        5,
+        6,
+        7,
+        8,
+        9,
+        10,
+    ]
+    assert first.clip != cut.clip and first.digest != cut.digest and first.size == (64, 48)
+    assert first.provenance["status"] == "refused"
+    monkeypatch.setattr("assets.benchmark.clips.prepare_batch", None)
+    again, reasons = clips.prepare([part, whole, part])
+    assert again == [cut, first, cut] and reasons == ["", "", ""]
+
+
+def test_other_parameters_have_clips_of_their_own_and_a_lost_file_is_a_reason(found, clips, tmp_path):
+    fewer = ClipFolder(
+        tmp_path / "clips", VIDEOS.model_copy(update={"frames": 4}), GEOMETRY, with_geometry=True, workers=1
+    )
+    bare = ClipFolder(tmp_path / "clips", VIDEOS, GEOMETRY, with_geometry=False, workers=1)
+    wanted = [Wanted(found["one"]), Wanted(found["one"].with_name("none.mp4"))]
+    ready = [folder.prepare(wanted) for folder in (clips, fewer, bare)]
+    assert len({made[0].digest for made, _ in ready}) == 3
+    assert all(made[1] is None and "cannot be read (No such file" in reasons[1] for made, reasons in ready)
+    assert ready[2][0][0].provenance["reason"] == "the model reads none"
+    # A note that a killed process left half written is no note.
+    note = clips._note(ready[0][0][0].clip)
+    note.write_text(note.read_text()[:20])
+    assert clips.prepare(wanted[:1])[0] == ready[0][0][:1]
+
+
+# The kept answers.
+
+
+def question(name="q", text="Where?", options=("x", "y"), clip="c" * 64, until=None):
+    return Question(name, clip, SHARD, "dir", text, options, until)
+
+
+def test_an_answer_is_known_by_what_it_rests_on():
+    reader = SimpleNamespace(identity="r")
+    base = prediction_key(reader, question(), "seen", LETTERS)
+    assert prediction_key(reader, question(name="other"), "seen", LETTERS) == base
+    others = [
+        prediction_key(SimpleNamespace(identity="s"), question(), "seen", LETTERS),
+        prediction_key(reader, question(text="When?"), "seen", LETTERS),
+        prediction_key(reader, question(options=("y", "x")), "seen", LETTERS),
+        prediction_key(reader, question(until=1.0), "seen", LETTERS),
+        prediction_key(reader, question(), "other", LETTERS),
+        prediction_key(reader, question(), "seen", SPOKEN),
+        prediction_key(reader, question(), "seen", replace(SPOKEN, max_tokens=5)),
+        prediction_key(reader, question(), "seen", replace(LETTERS, blind=True)),
+    ]
+    assert len({base, *others}) == 9
+    blind = replace(LETTERS, blind=True)
+    assert prediction_key(reader, question(until=1.0), "x", blind) == prediction_key(reader, question(), "y", blind)
+
+
+def test_kept_answers_stay_as_they_were_first(tmp_path):
+    cache = PredictionCache(tmp_path / "kept.sqlite")
+    cache.add({"k": Reply("a", (0.1, 0.9)), "t": Reply("b", text="\ud800 <i>")})
+    cache.add({"k": Reply("a", (0.5, 0.5))})
+    known = PredictionCache(tmp_path / "kept.sqlite").known(["k", "t", "none"])
+    assert known == {"k": Reply("", (0.1, 0.9)), "t": Reply("", text="\ud800 <i>")}
+    (tmp_path / "kept.sqlite").write_bytes(b"SQLite format 3\0" + b"x" * 4096)
+    with pytest.raises(PredictionCacheError, match=r"kept\.sqlite: the kept answers cannot be used .* delete the file"):
+        PredictionCache(tmp_path / "kept.sqlite")
+
+
+# An endpoint.
+
+
+def chances(**shares) -> bytes:
+    likeliest = [{"token": token, "logprob": float(np.log(share)), "bytes": None} for token, share in shares.items()]
+    told = {"token": "A", "logprob": 0.0, "bytes": None, "top_logprobs": likeliest}
+    body = json.loads(completion("A"))
+    body["choices"][0]["logprobs"] = {"content": [told], "refusal": None}
+    return json.dumps(body).encode()
+
+
+def endpoint(server, **how):
+    return EndpointReader(Endpoint(server.url, "m", attempts=1, back_off_s=0.01, **how), 3, 1024, at_once=1)
+
+
+def test_an_endpoint_is_shown_frames_and_asked_both_ways(found, clips, tmp_path):
+    with serving() as server:
+        server.script[:] = [(200, completion("The answer is B."), {}, 0.0)]
+        reader = endpoint(server, cache=tmp_path / "answers")
+        _, rows = evaluated(reader, found, clips, tmp_path, ITEMS[:2], SPOKEN)
+        assert [row["predicted"] for row in rows] == ["B", "B"] and rows[1]["score"] == 1
+        # Questions that may see less of a clip come first: this one 0.3 of 0.76 seconds.
+        assert server.seen[0][1]["messages"][0]["content"][-2]["text"].endswith("at 0.0, 0.2 seconds.")
+        *pictures, told, asked = server.seen[1][1]["messages"][0]["content"]
+        assert len(pictures) == 3 and all(one["image_url"]["url"].startswith("data:image/jpeg") for one in pictures)
+        assert "at 0.0, " in told["text"] and "A left\nB right\nC up\nD down" in asked["text"]
+        kept = "".join(path.read_text() for path in (tmp_path / "answers").iterdir())
+        assert "base64" not in kept and "sha256:" in kept
+        server.script[:] = [(200, chances(**{"A": 0.2, " b": 0.6, "The": 0.1}), {}, 0.0)]
+        _, rows = evaluated(reader, found, clips, tmp_path, ITEMS[1:2], LETTERS, out="letters")
+        assert rows[0]["shares"] == pytest.approx([0.25, 0.75]) and rows[0]["predicted"] == "B"
+        server.script[:] = [(200, chances(The=0.9), {}, 0.0)]
+        metrics, _ = evaluated(reader, found, clips, tmp_path, ITEMS[:1], LETTERS, out="none")
+        assert metrics["overall"]["without_answer"] == 1 and metrics["overall"]["right"] == 0
+        server.script[:] = [(200, completion("A"), {}, 0.0)]
+        with pytest.raises(EndpointError, match="tells no probabilities of tokens"):
+            evaluated(reader, found, clips, tmp_path, ITEMS[3:4], LETTERS, out="no")
+
+
+ASK = """
+import sys
+from pathlib import Path
+from assets.benchmark.predictions import PredictionCache, ask_all
+from assets.benchmark.readers import EndpointReader, Manner, Places
+from models.data import Question
+from models.endpoint import Endpoint
+url, kept = sys.argv[1:]
+reader = EndpointReader(Endpoint(url, "m", attempts=1), 3, 1024, at_once=1)
+questions = [
+    Question(f"q{n}", f"{n:064x}", "shard-000000", "dir", f"Where is number {n}?", ("x", "y"), None) for n in range(6)
+]
+ask_all(reader, questions, {}, Places(Path(), Path()), Manner("generation", True, 4), PredictionCache(Path(kept)))
+"""
+BLIND = Manner(GENERATION, blind=True, max_tokens=4)
+
+
+def killed_questions():
+    return [question(f"q{n}", f"Where is number {n}?", clip=f"{n:064x}") for n in range(6)]
+
+
+def test_after_a_kill_it_goes_on_where_it_stopped(tmp_path):
+    with serving() as server:
+        # The fourth answer never comes, so that the process is killed while it waits for it.
+        server.script[:] = [(200, completion(f"answer {n}"), {}, 0.0 if n < 3 else 30.0) for n in range(4)]
+        kept = tmp_path / "kept.sqlite"
+        root = Path(__file__).resolve().parents[3]
+        process = subprocess.Popen(
+            [sys.executable, "-c", ASK, server.url, str(kept)], env={**os.environ, "PYTHONPATH": str(root)}
+        )
+        deadline = time.monotonic() + 60
+        while len(server.seen) < 4 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        before = [body["messages"][0]["content"][-1]["text"] for _, body, _ in server.seen]
+        server.script[:] = [(200, completion("later"), {}, 0.0)]
+        places = Places(tmp_path, tmp_path)
+        replies = ask_all(endpoint(server), killed_questions(), {}, places, BLIND, PredictionCache(kept))
+        after = [body["messages"][0]["content"][-1]["text"] for _, body, _ in server.seen[4:]]
+        assert [reply.text for reply in replies] == ["answer 0", "answer 1", "answer 2", "later", "later", "later"]
+        assert [reply.item_id for reply in replies] == [f"q{n}" for n in range(6)]
+        # Only the one whose answer never came is asked a second time.
+        assert set(before) & set(after) == {before[3]} and len(after) == 3
+        assert ask_all(endpoint(server), killed_questions(), {}, places, BLIND, PredictionCache(kept)) == replies
+        assert len(server.seen) == 7
+
+
+def test_the_same_question_is_asked_once_however_often_it_stands_there(tmp_path):
+    with serving() as server:
+        server.script[:] = [(200, completion("A"), {}, 0.0)]
+        twice = [question("q1"), question("q2"), question("q3", clip="d" * 64)]
+        replies = ask_all(
+            endpoint(server), twice, {}, Places(tmp_path, tmp_path), BLIND, PredictionCache(tmp_path / "kept.sqlite")
+        )
+        assert [reply.item_id for reply in replies] == ["q1", "q2", "q3"] and len(server.seen) == 1
+
+
+# A plain model.
+
+
+def test_a_plain_model_is_a_reader_and_its_bytes_are_its_identity(checkpoint, found, clips, tmp_path):  # noqa: F811
+    from models.geometric_qwen import load_base
+    from models.predict import open_checkpoint
+
+    plain = load_base(str(checkpoint), None)
+    plain.save_pretrained(tmp_path / "plain")
+    open_checkpoint(checkpoint).tokenizer.save_pretrained(tmp_path / "plain")
+    reader = LocalReader(str(tmp_path / "plain"), LIKE)
+    bare = ClipFolder(tmp_path / "clips", VIDEOS, GEOMETRY, with_geometry=False, workers=1)
+    assert reader.channels is None and reader.name == "plain"
+    _, rows = evaluated(reader, found, bare, tmp_path, ITEMS[:4])
+    assert [row["status"] for row in rows] == ["asked"] * 4
+    assert LocalReader(str(tmp_path / "plain"), LIKE).identity == reader.identity
+    other = TrainingParameters(max_frames=3, max_pixels=3136, threads=1)
+    assert LocalReader(str(tmp_path / "plain"), other).identity != reader.identity
+    config = tmp_path / "plain" / "config.json"
+    config.write_text(config.read_text() + "\n")
+    assert LocalReader(str(tmp_path / "plain"), LIKE).identity != reader.identity
