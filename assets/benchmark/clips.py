@@ -9,13 +9,14 @@ So a model sees of such a clip what it saw of the clips that it was trained on.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -63,17 +64,12 @@ class Wanted:
     path: Path
     segment: tuple[float, float] | None = None
 
-    def identity(self) -> str:
-        """SHA-256 of the file's bytes, by which the pool knows a clip; of these and the segment where there is one.
-
-        Raises:
-            OSError: the file cannot be read.
-        """
-        whole = sha256_of(self.path)
+    def identity(self, sha256: str) -> str:
+        """The hash of the file's bytes, by which the pool knows a clip; of that and the segment where there is one."""
         if self.segment is None:
-            return whole
+            return sha256
         begin, end = self.segment
-        return hashlib.sha256(f"{whole}|{begin:.6f}|{end:.6f}".encode()).hexdigest()
+        return hashlib.sha256(f"{sha256}|{begin:.6f}|{end:.6f}".encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -221,14 +217,8 @@ class ClipFolder:
         Returns:
             For each what is ready, or None; and for each the reason why it is not, or "".
         """
-        names, reasons = [], []
-        for one in wanted:
-            try:
-                names.append(one.identity())
-                reasons.append("")
-            except OSError as error:
-                names.append("")
-                reasons.append(f"cannot be read ({error.strerror})")
+        hashes, unread = _hashes({one.path for one in wanted})
+        names = [one.identity(hashes[one.path]) if one.path in hashes else "" for one in wanted]
         distinct = {name: one for name, one in zip(names, wanted, strict=True) if name}
         self._root.mkdir(parents=True, exist_ok=True)
         ready, refused = {}, {}
@@ -241,7 +231,7 @@ class ClipFolder:
                 batch = self._prepare({name: distinct[name] for name in missing[start : start + size]})
                 ready |= batch.ready
                 refused |= batch.refused
-        reasons = [reason or refused.get(name, "") for name, reason in zip(names, reasons, strict=True)]
+        reasons = [unread.get(one.path) or refused.get(name, "") for name, one in zip(names, wanted, strict=True)]
         return [ready.get(name) for name in names], reasons
 
     def _known(self, clip: str) -> Ready | None:
@@ -281,6 +271,19 @@ class ClipFolder:
         with (self._root / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def _hashes(paths: Iterable[Path]) -> tuple[dict[Path, str], dict[Path, str]]:
+    """SHA-256 of each file's bytes, and why others have none."""
+    hashes, unread = {}, {}
+    for path in paths:
+        try:
+            if not path.is_file():
+                raise FileNotFoundError(errno.ENOENT, "no such file")
+            hashes[path] = sha256_of(path)
+        except OSError as error:
+            unread[path] = f"cannot be read ({error.strerror})"
+    return hashes, unread
 
 
 def _key(videos: VideoParameters, geometry: GeometryParameters, with_geometry: bool) -> str:

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.training import published_loops
+from benchmarks.training.parity import save_published
 from models.answering import LETTERS, SharedPrefix, asked_text
 from models.data import groups_of, questions_of
 from models.geometric_qwen import load_base
+from models.parameters import TrainingParameters
 from models.predict import Opened, open_checkpoint, open_model
-from models.prompt import QuestionError, question_text
+from models.prompt import CHAT_TEMPLATE, QuestionError, question_text
 from tests.models.small_models import FAMILIES, IDS, VARIANTS, model_of, one_by_one, packed, sequences, tree_of
 
 END = IDS["<|im_end|>"]
@@ -41,16 +44,21 @@ def prompts(tree):
     return replace(tree, branches=branches)
 
 
-@pytest.mark.parametrize(
-    ("family", "variant"), [(f, v) for f in FAMILIES for v in VARIANTS if v != "fused"], ids=lambda value: value
-)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
 def test_generation_on_a_shared_prefix_says_what_transformers_says_to_each_alone(family, variant):
     model = model_of(family, variant)
     tree = prompts(tree_of(model, seed=3, questions=4, slots=3))
+    expected = alone(model, tree)
+    assert len({tuple(ids) for ids in expected}) > 1
+    if not model.shares_prefix:
+        trees = one_by_one([tree])
+        assert [SharedPrefix(model, packed(model, [one])).generate([0], TOKENS, {END})[0] for one in trees] == expected
+        return
     prefix = SharedPrefix(model, packed(model, [tree]))
     said = prefix.generate(range(4), TOKENS, {END})
-    assert said == alone(model, tree) and len({tuple(ids) for ids in said}) > 1
+    assert said == expected
     # A second row finds the prefix as the first found it, whatever was said in between.
     assert [prefix.generate([number], TOKENS, {END})[0] for number in (2, 0)] == [said[2], said[0]]
 
@@ -133,3 +141,51 @@ def test_any_model_is_opened(checkpoint, release, parameters, tmp_path):
     (group, *_) = groups_of(listed)
     some = [listed[row] for row in group.rows]
     assert len(opened.answering(release.videos, release.geometry).shares(group, some)) == len(some)
+
+
+QWEN_IDS = {"<|endoftext|>": 151643, "<|im_start|>": 151644, "<|im_end|>": 151645, "<|vision_start|>": 151652} | {
+    "<|vision_end|>": 151653,
+    "<|image_pad|>": 151655,
+    "<|video_pad|>": 151656,
+}
+
+
+def qwen_tokenizer():
+    """Bytes as tokens, and Qwen's special tokens under their own ids."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = {byte: place for place, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=alphabet | QWEN_IDS, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=[name for name in QWEN_IDS if name not in ("<|im_end|>", "<|endoftext|>")],
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def test_the_published_model_answers_as_the_reference_computes(release, tmp_path):
+    """From frames to probabilities with the prior that it brings along, against float64 arithmetic written apart."""
+    sizes = published_loops.Sizes()
+    weights, config = published_loops.random_weights(sizes), published_loops.configuration(sizes)
+    save_published(tmp_path, weights, config)
+    qwen_tokenizer().save_pretrained(tmp_path)
+    like = TrainingParameters(max_frames=6, max_pixels=3136, threads=1)
+    answering = open_model(str(tmp_path), like).answering(release.videos, release.geometry)
+    listed = questions_of(release.table, False)
+    (group, *_) = groups_of(listed)
+    some = [listed[row] for row in group.rows]
+    found = answering.shares(group, some)
+    for question, shares in zip(some, found, strict=True):
+        tree = answering.maker.tree(group, [question])
+        pads = [published_loops.VIDEO_PAD] * (tree.video.tokens + sizes.queries)
+        tokens = torch.tensor([*tree.prefix, *pads, *tree.branches[0].tokens])
+        patches = torch.from_numpy(tree.video.patches)
+        asked = published_loops.Asked(tokens, patches, tree.video.grid, tree.video.seconds_per_slot)
+        last = published_loops.logits(weights, config, asked)[-1]
+        np.testing.assert_allclose(shares, last[answering.prompt.letters[:4]].softmax(-1), atol=1e-4)
+    assert np.ptp(found) > 0.05

@@ -183,6 +183,32 @@ def test_numbers_count_by_how_near_they_are():
     assert relative_accuracy("0", "0") == 1 and relative_accuracy("1", "0") == 0
 
 
+class Dying:
+    """A reader that comes to its end on the third call."""
+
+    def __init__(self, reader):
+        self.reader, self.left = reader, 2
+        self.name, self.identity = reader.name, reader.identity
+        self.channels, self.clips_at_once = reader.channels, reader.clips_at_once
+
+    def answer(self, questions, places, manner):
+        if not self.left:
+            raise KeyboardInterrupt
+        self.left -= 1
+        return self.reader.answer(questions, places, manner)
+
+
+def test_an_interrupted_evaluation_comes_to_the_same_figures(checkpoint, found, clips, tmp_path):  # noqa: F811
+    (tmp_path / "whole").mkdir()
+    whole = evaluated(LocalReader(str(checkpoint)), found, clips, tmp_path / "whole", ITEMS[:4], rotations=True)
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(Dying(LocalReader(str(checkpoint))), found, clips, tmp_path, ITEMS[:4], rotations=True)
+    assert not (tmp_path / "out").exists()
+    rest = Counting(LocalReader(str(checkpoint)))
+    assert evaluated(rest, found, clips, tmp_path, ITEMS[:4], rotations=True) == whole
+    assert 0 < len(rest.asked) < 10 and len(set(rest.asked)) == len(rest.asked)
+
+
 # Clips.
 
 
@@ -217,7 +243,7 @@ def test_other_parameters_have_clips_of_their_own_and_a_lost_file_is_a_reason(fo
     wanted = [Wanted(found["one"]), Wanted(found["one"].with_name("none.mp4"))]
     ready = [folder.prepare(wanted) for folder in (clips, fewer, bare)]
     assert len({made[0].digest for made, _ in ready}) == 3
-    assert all(made[1] is None and "cannot be read (No such file" in reasons[1] for made, reasons in ready)
+    assert all(made[1] is None and "cannot be read (no such file)" in reasons[1] for made, reasons in ready)
     assert ready[2][0][0].provenance["reason"] == "the model reads none"
     # A note that a killed process left half written is no note.
     note = clips._note(ready[0][0][0].clip)
