@@ -17,7 +17,15 @@ import pyarrow.parquet as pq
 
 from assets.benchmark.parameters import BenchmarkParameters
 from assets.benchmark.published import published_rows
-from assets.benchmark.statistics import Calibration, ClipBootstrap, Estimate, calibration, mcnemar
+from assets.benchmark.statistics import (
+    Calibration,
+    ClipBootstrap,
+    Estimate,
+    PositionBias,
+    calibration,
+    mcnemar,
+    position_bias,
+)
 from assets.benchmark.tasks import Tasks, load_tasks
 from validations.leakage import repeated_share
 
@@ -158,6 +166,7 @@ def measure(
             "model": _letter_shares(model.predicted),
             "blind": _letter_shares(blind.predicted),
         },
+        "positions": _positions(position_bias(bootstrap, model.predicted, truth)),
         "chance": CHANCE,
         "repeated_in_train": round(repeated, DECIMALS),
         "missing": {"n": len(tasks.missing), "questions": tasks.missing},
@@ -246,6 +255,19 @@ def _calibration(result: Calibration) -> dict[str, Any]:
 def _letter_shares(places: np.ndarray) -> dict[str, float]:
     shares = np.bincount(places, minlength=len(LETTERS)) / len(places)
     return {letter: round(float(share), DECIMALS) for letter, share in zip(LETTERS, shares, strict=True)}
+
+
+def _positions(bias: PositionBias) -> dict[str, Any]:
+    """Accuracy, share of answers and their excess over the truth by position of the option."""
+    by_letter = {
+        letter: {
+            **_figure(accuracy),
+            "chosen": _figure(chosen, name="share"),
+            "excess": _figure(excess, name="value"),
+        }
+        for letter, accuracy, chosen, excess in zip(LETTERS, bias.accuracy, bias.chosen, bias.excess, strict=True)
+    }
+    return {"by_letter": by_letter, "bias": bias.total}
 
 
 def _repeated_share(splits: Path, tasks: Tasks) -> float:

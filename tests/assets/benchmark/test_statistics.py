@@ -1,8 +1,16 @@
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, t
 
-from assets.benchmark.statistics import ClipBootstrap, agresti_min, calibration, mcnemar, wilson
+from assets.benchmark.statistics import (
+    ClipBootstrap,
+    PairedDifference,
+    calibration,
+    mcnemar,
+    position_bias,
+    rotations,
+    wilson,
+)
 
 
 def draw_clustered(generator, clips, questions, accuracy, spread):
@@ -12,7 +20,7 @@ def draw_clustered(generator, clips, questions, accuracy, spread):
     return names, (generator.random(clips * questions) < np.repeat(difficulty, questions)).astype(int)
 
 
-@pytest.mark.parametrize(("clips", "accuracy"), [(2, 0.4), (4, 0.5), (8, 0.5), (30, 0.4), (30, 0.8)])
+@pytest.mark.parametrize(("clips", "accuracy"), [(3, 0.4), (4, 0.5), (8, 0.6), (30, 0.4), (120, 0.8)])
 def test_intervals_cover_the_truth_as_often_as_they_say(clips, accuracy):
     generator = np.random.default_rng(7)
     covered, covered_counting_questions, trials = 0, 0, 400
@@ -22,7 +30,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say(clips, accuracy):
         covered += estimate.low <= accuracy <= estimate.high
         low, high = wilson(outcomes.sum(), len(outcomes), 0.95)
         covered_counting_questions += low <= accuracy <= high
-    assert 0.9 <= covered / trials <= 0.985
+    assert 0.92 <= covered / trials <= 0.99
     assert covered_counting_questions / trials < 0.85
 
 
@@ -41,19 +49,31 @@ def test_value_counts_and_method():
     names = np.array(["a"] * 4 + ["b"] * 4 + ["c"] * 2)
     outcomes = np.array([1, 1, 1, 0, 0, 0, 1, 0, 1, 1])
     estimate = ClipBootstrap(names, 500, 0.95, 0).share(outcomes)
-    assert (estimate.value, estimate.n, estimate.clips, estimate.method) == (0.6, 10, 3, "cluster t")
-    # Clip means 3/4, 1/4, 1 weighed 4, 4, 2: influences 0.06, -0.14, 0.08, Student's t of two degrees of freedom.
-    half = 4.302653 * np.sqrt(3 / 2 * (0.06**2 + 0.14**2 + 0.08**2))
-    assert (estimate.low, estimate.high) == (pytest.approx(max(0, 0.6 - half), abs=1e-6), min(1, 0.6 + half))
+    assert (estimate.value, estimate.n, estimate.clips, estimate.method) == (0.6, 10, 3, "cluster robust")
+    # Clip means 3/4, 1/4, 1 weighed 0.4, 0.4, 0.2: influences 0.06, -0.14, 0.08; 1 / 0.36 clips of equal weight.
+    variance = 0.06**2 / 0.6 + 0.14**2 / 0.6 + 0.08**2 / 0.8
+    effective, square = 0.24 / variance, t.ppf(0.975, 1 / 0.36 - 1) ** 2
+    middle = (0.6 + square / (2 * effective)) / (1 + square / effective)
+    half = np.sqrt(square * 0.24 / effective + (square / (2 * effective)) ** 2) / (1 + square / effective)
+    assert (estimate.low, estimate.high) == (pytest.approx(middle - half, abs=1e-6), pytest.approx(middle + half))
 
 
 def test_with_enough_clips_they_are_drawn():
     generator = np.random.default_rng(4)
-    names, outcomes = draw_clustered(generator, 20, 10, 0.5, 2)
+    names, outcomes = draw_clustered(generator, 120, 4, 0.5, 2)
     estimate = ClipBootstrap(names, 4000, 0.95, 0).share(outcomes)
-    error = outcomes.reshape(20, 10).mean(1).std(ddof=1) / np.sqrt(20)
+    error = outcomes.reshape(120, 4).mean(1).std(ddof=1) / np.sqrt(120)
     assert estimate.method == "cluster bootstrap"
-    assert estimate.high - estimate.low == pytest.approx(2 * 2.093 * error, rel=0.1)
+    assert estimate.high - estimate.low == pytest.approx(2 * t.ppf(0.975, 119) * error, rel=0.1)
+
+
+def test_the_two_intervals_meet_where_one_takes_over():
+    generator = np.random.default_rng(8)
+    names, outcomes = draw_clustered(generator, 100, 4, 0.6, 2)
+    drawn = ClipBootstrap(names, 4000, 0.95, 0).share(outcomes)
+    robust = ClipBootstrap(names, 4000, 0.95, 0).share(outcomes, names != "clip 0")
+    assert (drawn.method, robust.method) == ("cluster bootstrap", "cluster robust")
+    assert (drawn.low, drawn.high) == pytest.approx((robust.low, robust.high), abs=0.01)
 
 
 def test_clips_that_look_alike_do_not_narrow_the_interval():
@@ -61,13 +81,13 @@ def test_clips_that_look_alike_do_not_narrow_the_interval():
     outcomes = np.tile([1, 0, 0, 1, 0, 1, 0, 0, 1, 0], 8)
     outcomes[0] = 0
     estimate = ClipBootstrap(names, 300, 0.95, 0).share(outcomes)
-    low, high = wilson(outcomes.sum(), 80, 0.95)
+    low, high = wilson(2 * outcomes.sum(), 2 * 80, 0.95)
     assert estimate.low <= round(low, 6) and estimate.high >= round(high, 6)
 
 
 def test_neither_the_order_of_the_rows_nor_the_run_changes_the_interval():
     generator = np.random.default_rng(1)
-    names, outcomes = draw_clustered(generator, 10, 5, 0.5, 3)
+    names, outcomes = draw_clustered(generator, 120, 5, 0.5, 3)
     order = generator.permutation(len(names))
     first = ClipBootstrap(names, 300, 0.95, 3).share(outcomes)
     assert ClipBootstrap(names[order], 300, 0.95, 3).share(outcomes[order]) == first
@@ -75,19 +95,21 @@ def test_neither_the_order_of_the_rows_nor_the_run_changes_the_interval():
 
 
 @pytest.mark.parametrize(
-    ("names", "outcomes"),
-    [
-        (["a"] * 8, [1, 0, 0, 1, 1, 0, 1, 1]),
-        (["a"] * 4 + ["b"] * 4, [1] * 8),
-        (["a"] * 4 + ["b"] * 4, [1, 0, 0, 0] * 2),
-    ],
-    ids=["one clip", "all right", "all clips alike"],
+    ("names", "outcomes", "times"),
+    [(["a"] * 8, [1, 0, 0, 1, 1, 0, 1, 1], 1), (["a"] * 4 + ["b"] * 4, [1, 0, 0, 0] * 2, 2)],
+    ids=["one clip", "all clips alike"],
 )
-def test_wilson_where_clips_cannot_tell(names, outcomes):
+def test_wilson_where_clips_cannot_tell(names, outcomes, times):
     estimate = ClipBootstrap(np.array(names), 200, 0.95, 0).share(np.array(outcomes))
-    reference = binomtest(sum(outcomes), len(outcomes)).proportion_ci(0.95, method="wilson")
-    assert estimate.method == "independent questions"
+    reference = binomtest(times * sum(outcomes), times * len(outcomes)).proportion_ci(0.95, method="wilson")
     assert (estimate.low, estimate.high) == pytest.approx((reference.low, reference.high), abs=1e-6)
+
+
+def test_clips_of_one_mind_count_once():
+    """Thirty right answers in three clips are no better proof than three."""
+    estimate = ClipBootstrap(np.repeat(["a", "b", "c"], 10), 200, 0.95, 0).share(np.ones(30))
+    square = t.ppf(0.975, 2) ** 2
+    assert (estimate.low, estimate.high) == (pytest.approx(1 / (1 + square / 3), abs=1e-6), 1)
 
 
 def test_a_subset_counts_only_its_questions_and_clips():
@@ -124,19 +146,40 @@ def test_a_paired_difference_is_surer_than_the_two_readers_alone():
 
 
 def test_a_difference_of_equal_readers_stays_around_zero():
+    names = np.repeat([f"clip {i}" for i in range(10)], 2)
     first, second = np.array([1, 0] * 10), np.array([0, 1] * 10)
-    estimate = ClipBootstrap(np.array(["a"] * 10 + ["b"] * 10), 100, 0.95, 0).difference(first, second)
-    assert (estimate.value, estimate.method) == (0.0, "independent questions")
+    estimate = ClipBootstrap(names, 100, 0.95, 0).difference(first, second)
+    assert estimate.value == 0.0
     assert -1 <= estimate.low < 0 < estimate.high <= 1
-    same = ClipBootstrap(np.array(["a"] * 10 + ["b"] * 10), 100, 0.95, 0).difference(first, first)
+    same = ClipBootstrap(names, 100, 0.95, 0).difference(first, first)
     assert same.value == 0 and -0.2 < same.low < 0 < same.high < 0.2
 
 
-def test_agresti_min_on_known_counts():
-    # 20 pairs, 6 gained, 2 lost: (6 - 2) / 22 and z sqrt(8 + 1 - 16 / 22) / 22.
-    low, high = agresti_min(6, 2, 20, 0.95)
-    half = 1.959964 * np.sqrt(9 - 16 / 22) / 22
-    assert (low, high) == pytest.approx((4 / 22 - half, 4 / 22 + half), abs=1e-6)
+def test_a_paired_difference_on_known_counts():
+    # 20 questions of 4 clips, 6 gained, 2 lost. Agresti and Min: sqrt(8 + 1 - 16 / 22) / 22.
+    gain = np.array([1, 1, 1, 0, 0, 1, 1, 0, 0, 0, 1, 0, 0, 0, 0, -1, -1, 0, 0, 0])
+    paired = PairedDifference.of(gain, np.repeat(range(4), 5))
+    influence = (np.array([3, 2, 1, -2]) - 5 * 0.2) / 20
+    assert paired.independent == pytest.approx(np.sqrt(9 - 16 / 22) / 22)
+    assert paired.clustered == pytest.approx(np.sqrt(np.sum(influence**2) / 0.75))
+    assert (paired.value, paired.freedom, paired.n, paired.clips) == (0.2, 3, 20, 4)
+    half = t.ppf(0.975, 3) * paired.clustered
+    assert paired.estimate(0.95).low == pytest.approx(0.2 - half, abs=1e-6)
+
+
+def test_test_and_interval_of_a_difference_say_the_same():
+    generator = np.random.default_rng(5)
+    for _ in range(200):
+        clip_of = np.sort(generator.integers(0, 8, 60))
+        gain = generator.choice([-1, 0, 1], 60, p=[0.1, 0.6, 0.3])
+        paired = PairedDifference.of(gain, clip_of)
+        assert (paired.p_above() < 0.025) == (paired.estimate(0.95).low > 0)
+        assert paired.p_above() + paired.p_below() >= 1
+
+
+def test_one_clip_shows_no_difference():
+    paired = PairedDifference.of(np.ones(50), np.zeros(50, int))
+    assert (paired.p_above(), paired.clustered) == (1.0, None)
 
 
 def test_mcnemar_on_known_counts():
@@ -155,3 +198,31 @@ def test_calibration_of_known_answers():
     assert result.accuracy.tolist() == [0.3, 0.9]
     certain = calibration(np.array([[1.0, 0, 0, 0]] * 4), np.array([0, 1, 1, 1]), 10)
     assert (certain.error, certain.brier, certain.high.tolist()) == (0.75, 1.5, [1.0])
+
+
+def test_a_model_that_likes_a_place_is_found_out():
+    generator = np.random.default_rng(6)
+    names = np.repeat([f"clip {i}" for i in range(60)], 4)
+    truth = np.tile(range(4), 60)
+    chosen = np.where(generator.random(240) < 0.4, 0, truth)
+    bias = position_bias(ClipBootstrap(names, 300, 0.95, 0), chosen, truth)
+    assert bias.accuracy[0].value == 1.0 and bias.accuracy[1].value < 0.75
+    assert bias.excess[0].low > 0.2 and bias.excess[3].high < 0
+    assert bias.total == pytest.approx(np.mean(chosen == 0) - 0.25, abs=1e-6)
+    fair = position_bias(ClipBootstrap(names, 300, 0.95, 0), truth, truth)
+    assert fair.total == 0 and all(part.low <= 0 <= part.high for part in fair.excess)
+
+
+def test_rotated_options_part_knowledge_from_habit():
+    truth = np.tile(range(4), 20)
+    clips = np.repeat([f"clip {i}" for i in range(20)], 4)
+    knowing = (truth[:, None] + np.arange(4)) % 4
+    habit = np.zeros((80, 4), int)
+    mixed = np.where(np.arange(80)[:, None] < 40, knowing, habit)
+    known, always_first, half = (rotations(chosen, truth, clips, 300, 0.95, 0) for chosen in (knowing, habit, mixed))
+    assert (known.accuracy.value, known.always_right.value, known.consistent.value, known.bias.total) == (1, 1, 1, 0)
+    assert (always_first.accuracy.value, always_first.always_right.value, always_first.consistent.value) == (0.25, 0, 0)
+    assert always_first.bias.total == 0.75
+    assert (half.accuracy.value, half.always_right.value, half.accuracy.n) == (0.625, 0.5, 320)
+    with pytest.raises(ValueError, match="as many rotations as options"):
+        rotations(knowing[:, :3], truth, clips, 300, 0.95, 0)
