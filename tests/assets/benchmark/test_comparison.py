@@ -1,0 +1,78 @@
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from scipy.stats import binomtest
+
+from assets.benchmark.comparison import ComparisonError, compare, read_answers, read_scores, why_not_comparable
+from tests.assets.benchmark.answers import BENCH, draw_answers
+
+
+def read(tmp_path, table, bench=BENCH):
+    pq.write_table(table, tmp_path / "predictions.parquet")
+    return read_scores(tmp_path / "predictions.parquet", bench)
+
+
+def test_answers_are_sorted_by_question_whatever_the_order_of_the_rows(tmp_path):
+    table = draw_answers(0.5)
+    order = np.random.default_rng(0).permutation(len(table))
+    first, second = read(tmp_path, table), read(tmp_path, table.take(order))
+    assert why_not_comparable(first, second) is None
+    assert (first.right == second.right).all() and (first.blind_right == second.blind_right).all()
+    assert len(read_answers(tmp_path / "predictions.parquet", BENCH)) == 240
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda table: table.drop_columns(["right"]), "no table of answers"),
+        (lambda table: table.slice(0, 0), "0 rows"),
+        (lambda table: pa.concat_tables([table, table.slice(3, 1)]), "'q00003' stands twice"),
+        (lambda table: table.set_column(1, "clip", pa.nulls(len(table), pa.string())), "is missing"),
+        (lambda table: table.set_column(5, "right", pa.array(["perhaps"] * len(table))), "no table of answers"),
+    ],
+)
+def test_what_is_no_table_of_answers_is_refused_in_one_line(tmp_path, change, says):
+    with pytest.raises(ComparisonError, match=says) as raised:
+        read(tmp_path, change(draw_answers(0.5)))
+    assert "predictions.parquet" in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_bytes_that_are_no_parquet_are_refused(tmp_path):
+    (tmp_path / "predictions.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(ComparisonError, match="evaluate the checkpoint again"):
+        read_scores(tmp_path / "predictions.parquet", BENCH)
+
+
+def test_other_questions_another_bench_or_other_answers_are_no_comparison(tmp_path):
+    table = draw_answers(0.5)
+    first = read(tmp_path, table)
+    assert "on bench cccccccccccc" in why_not_comparable(first, read(tmp_path, table, "c" * 64))
+    assert "of which 200 are the same" in why_not_comparable(first, read(tmp_path, table.slice(40)))
+    moved = table.set_column(4, "answer", pa.array(["D", *table["answer"].to_pylist()[1:]]))
+    assert "'q00000' has another answer" in why_not_comparable(first, read(tmp_path, moved))
+
+
+def test_a_comparison_counts_tests_and_sizes():
+    first, second = np.ones(400, bool), np.ones(400, bool)
+    first[:10], second[10:50] = False, False
+    clips = np.arange(400) % 200
+    found = compare(first, second, clips)
+    assert (found.only_first, found.only_second, found.cohens_g) == (40, 10, pytest.approx(0.3))
+    assert found.difference.value == 0.075 and found.difference.low > 0
+    # Questions of a clip differ no more alike than others here, so that McNemar's own p value is near.
+    assert found.p_value == pytest.approx(binomtest(40, 50).pvalue, rel=5, abs=1e-4)
+    back = compare(second, first, clips)
+    assert (back.p_worse, back.difference.high) == (found.p_better, -found.difference.low)
+    same = compare(first, first, clips)
+    assert (same.difference.value, same.cohens_g, same.p_value) == (0, 0, 1)
+
+
+def test_clips_of_one_mind_are_no_fifty_questions():
+    """All that was gained was gained in two clips: counting questions would call it proof."""
+    first = np.zeros(400, bool)
+    first[:40] = True
+    clips = np.arange(400) // 20
+    found = compare(first, np.zeros(400, bool), clips)
+    assert binomtest(40, 40).pvalue < 1e-9
+    assert found.p_better > 0.025 and found.difference.low <= 0
