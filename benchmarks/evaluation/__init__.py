@@ -1,1 +1,1 @@
-"""`make bench NAME=evaluation`: how well answers are read, how honest the intervals are, what an evaluation costs."""
+"""Evaluation: how well answers are read, how honest intervals and promotions are, and what it costs."""
