@@ -30,8 +30,8 @@ release_job = dg.define_asset_job(
 )
 retrain_job = dg.define_asset_job(
     "retrain",
-    dg.AssetSelection.assets(*WHOLE_POOL),
-    description="Seal a release from all shards, train on it, and report how good the checkpoint is.",
+    dg.AssetSelection.assets(*WHOLE_POOL, "promotion"),
+    description="Seal a release from all shards, train on it, report how good the checkpoint is, and decide on it.",
 )
 
 

@@ -40,15 +40,19 @@ def run(
     workspace = _open(profile)
     if videos:
         _ingest(workspace, videos)
+    from orchestration.promotion import decide_if_due
     from orchestration.run import bring_up_to_date
 
     outcome = bring_up_to_date(workspace)
+    decided = decide_if_due(workspace)
     if outcome.ran:
         artifacts = len(outcome.ran) + len(outcome.current)
         print(f"\nmade {len(outcome.ran)} of {artifacts} artifacts in {time.monotonic() - started:.0f} s")
     else:
         print(f"nothing changed: all {len(outcome.current)} artifacts are current, nothing was run")
     _summarise(workspace)
+    if decided:
+        _show_promotion(workspace)
 
 
 @app.command()
@@ -195,6 +199,32 @@ def evaluate(
     asked = {"extract": extract, "rotations": rotations, "say": _say}
     metrics = evaluation.evaluate(workspace, parameters, questions, videos, reader, manner, out, **asked)
     print(*table_lines(metrics), sep="\n")
+
+
+@app.command()
+def promote(
+    by: Annotated[str | None, typer.Option(help="Your name, to overrule the rule; needs --reason.")] = None,
+    reason: Annotated[str | None, typer.Option(help="Why; kept with the version.")] = None,
+    version: Annotated[
+        int | None, typer.Option(min=1, help="Version to make champion; default: the challenger.")
+    ] = None,
+) -> None:
+    """Show champion and challenger and why; or, with a name and a reason, make a version champion against the rule."""
+    if by is None and reason is None and version is None:
+        _show_promotion(_open())
+        return
+    if by is None or reason is None:
+        raise typer.BadParameter("an override needs --by NAME and --reason TEXT")
+    workspace = _open()
+    from orchestration.promotion import override
+
+    print(*override(workspace, by, reason, version).lines(), sep="\n")
+
+
+def _show_promotion(workspace: Workspace) -> None:
+    from orchestration.promotion import standing_lines
+
+    print(*standing_lines(workspace), sep="\n")
 
 
 @app.command("export")

@@ -10,6 +10,7 @@ import assets.geometry.asset
 import assets.questions.asset
 import assets.splits.asset
 import assets.videos.asset
+from assets.benchmark.asset import JUDGES
 from assets.identity import Identity
 from assets.workspace import Workspace
 from orchestration.automation import (
@@ -34,11 +35,13 @@ LINKS = [
 
 
 def build_definitions(workspace: Workspace) -> dg.Definitions:
-    """Definitions for one workspace; every asset's code version is read off its DVC stage."""
+    """Definitions for one workspace; an asset's code version is read off its DVC stage, or that of what it judges."""
     identity = Identity(workspace.root)
     chain = [
         asset.map_asset_specs(
-            lambda spec: spec.replace_attributes(code_version=identity.code_version(spec.key.to_user_string()))
+            lambda spec: spec.replace_attributes(
+                code_version=identity.code_version(spec.tags.get(JUDGES, spec.key.to_user_string()))
+            )
         )
         for asset in dg.load_assets_from_modules(LINKS)
     ]

@@ -13,6 +13,7 @@ import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG, extract_data_version_from_entry
 from dagster._core.errors import DagsterAssetCheckFailedError
 
+from assets.benchmark.asset import JUDGES
 from assets.identity import Identity, stage_name
 from assets.workspace import Workspace
 from orchestration.instance import OWNER_TAG, open_instance, this_process
@@ -34,9 +35,11 @@ class Outcome:
 
 
 def chain(definitions: dg.Definitions, workspace: Workspace) -> Iterator[tuple[str, str | None]]:
-    """Every (asset, shard) in chain order; shard is None where an asset is not partitioned."""
+    """Every (asset, shard) that DVC keeps, in chain order; shard is None where an asset is not partitioned."""
     graph = definitions.resolve_asset_graph()
     for key in graph.toposorted_asset_keys:
+        if JUDGES in graph.get(key).tags:
+            continue
         shards = workspace.shards() if graph.get(key).is_partitioned else [None]
         for shard in shards:
             yield key.to_user_string(), shard

@@ -3,14 +3,19 @@
 import json
 
 import dagster as dg
+from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from assets.benchmark.parameters import BenchmarkParameters
 from assets.checkpoints.asset import checkpoint
-from assets.identity import Identity
+from assets.identity import Identity, IdentityError
 from assets.link import WORKSPACE, seal, table
 from assets.progress import console_progress
+from assets.questions.asset import questions
 from assets.splits.asset import splits
 from assets.tracking import Tracking
+
+# On an asset that makes no bytes for DVC to keep: the artifact that it judges, whose version is its own.
+JUDGES = "dsr/judges"
 
 
 @dg.asset(
@@ -88,3 +93,63 @@ def _track(tracking: Tracking, run_id: str, versions: dict[str, str], metrics: d
         mlflow.log_metrics(headline, model_id=model.model_id if model else None)
         mlflow.log_artifact(str(workspace.benchmark / "report.html"))
         mlflow.log_text(json.dumps(metrics, indent=1, sort_keys=True), "metrics.json")
+
+
+@dg.asset(
+    deps=[benchmark],
+    group_name="link_6_benchmark",
+    owners=["team:benchmark"],
+    kinds={"mlflow"},
+    tags={JUDGES: "benchmark"},
+)
+def promotion(
+    context: dg.AssetExecutionContext, workspace: WORKSPACE, tracking: dg.ResourceParam[Tracking]
+) -> dg.MaterializeResult:
+    """Whether the checkpoint becomes champion: decided by rule on the report, kept in MLflow's registry."""
+    from assets.benchmark.registry import Report, judge
+
+    identity = Identity(workspace.root)
+    version = identity.hash_on_disk("benchmark")
+    if version != identity.locked_hash("benchmark"):
+        raise IdentityError(f"{workspace.benchmark}: not the committed report; materialize benchmark again")
+    report = Report.read(workspace.benchmark, version)
+    tags = {"dagster.run_id": context.run_id, "dagster.asset_key": "promotion", "dvc.benchmark": version}
+    standing, decision = judge(tracking, report, _release_checks(context.instance, identity, report.splits), tags)
+    return dg.MaterializeResult(
+        metadata={
+            "verdict": decision.verdict,
+            "decided_by": "rule",
+            "version": standing.version,
+            "checkpoint": report.checkpoint,
+            "criteria": table(
+                [
+                    {"criterion": part.name, "holds": part.passed if part.measured else "-", "reason": part.reason}
+                    for part in decision.criteria
+                ]
+            ),
+            **decision.numbers,
+        },
+        data_version=dg.DataVersion(version),
+    )
+
+
+def _release_checks(instance: dg.DagsterInstance, identity: Identity, release: str):
+    """What Dagster has on record of the checks of the committed questions and splits."""
+    from assets.benchmark.promotion import ReleaseChecks
+
+    outcomes: dict[str, list[str]] = {"failed": [], "warned": [], "passed": []}
+    for asset in (questions, splits):
+        made = instance.get_latest_materialization_event(asset.key)
+        version = identity.locked_hash(asset.key.to_user_string())
+        if made is None or made.asset_materialization.tags.get(DATA_VERSION_TAG) != version:
+            continue
+        for spec in asset.check_specs:
+            record = instance.get_latest_asset_check_evaluation_record(spec.key)
+            if record is None or record.run_id != made.run_id or record.event is None:
+                continue
+            found = record.event.dagster_event.asset_check_evaluation_data
+            blocking = found.severity == dg.AssetCheckSeverity.ERROR
+            outcome = "passed" if found.passed else "failed" if blocking else "warned"
+            outcomes[outcome].append(spec.key.to_user_string())
+    committed = release == identity.locked_hash("splits")
+    return ReleaseChecks(release, committed, **{name: tuple(found) for name, found in outcomes.items()})

@@ -22,6 +22,9 @@ EDGES = {
     "benchmark": {"checkpoint", "splits"},
 }
 
+# What judges an artifact and makes no bytes of its own: Dagster and MLflow keep it, DVC has nothing to keep.
+JUDGES = {"promotion": {"benchmark"}}
+
 
 @pytest.fixture
 def definitions(workspace):
@@ -53,11 +56,20 @@ def dvc_edges(workspace) -> dict[str, set[str]]:
 
 
 def test_the_asset_graph_is_the_chain(definitions):
-    assert dagster_edges(definitions) == EDGES
+    assert dagster_edges(definitions) == EDGES | JUDGES
 
 
-def test_dvc_has_the_same_graph(definitions, workspace):
-    assert dvc_edges(workspace) == dagster_edges(definitions)
+def test_dvc_has_the_same_graph_but_for_what_makes_no_bytes(definitions, workspace):
+    assert dvc_edges(workspace) == {
+        asset: parents for asset, parents in dagster_edges(definitions).items() if asset not in JUDGES
+    }
+
+
+def test_what_only_judges_is_no_link_and_goes_stale_with_what_it_judges(definitions, workspace):
+    links = {asset for asset, _ in chain(definitions, Workspace(workspace))}
+    assert links == set(EDGES)
+    codes = {spec.key.to_user_string(): spec.code_version for spec in definitions.resolve_all_asset_specs()}
+    assert codes["promotion"] == codes["benchmark"] != codes["checkpoint"]
 
 
 def test_every_asset_says_what_it_is_who_owns_it_and_how_it_is_made(definitions):

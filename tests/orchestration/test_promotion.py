@@ -1,0 +1,74 @@
+"""Who is champion, through the commands that users type."""
+
+import shutil
+
+import dagster as dg
+import mlflow
+import pytest
+from typer.testing import CliRunner
+
+from assets.identity import Identity
+from assets.tracking import Tracking
+from assets.workspace import Workspace
+from orchestration.cli import app
+from orchestration.instance import open_instance
+from orchestration.run import known_version
+from tests.orchestration.conftest import call
+
+
+@pytest.fixture
+def own(finished, tmp_path, monkeypatch):
+    """A finished workspace to change the registry of."""
+    workspace = tmp_path / "own"
+    shutil.copytree(finished, workspace)
+    for name in ("DAGSTER_HOME", "DSR_WORKSPACE", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    before = mlflow.get_tracking_uri()
+    yield workspace
+    mlflow.set_tracking_uri(before)
+
+
+def version_tags(workspace) -> dict[str, str]:
+    Tracking(workspace).prepare()
+    return mlflow.MlflowClient().get_model_version("dsr", "1").tags
+
+
+def test_a_run_ends_in_a_decision_that_names_what_it_is_about(own):
+    shown = call(own, "dsr", "promote")
+    assert shown.returncode == 0, shown.stderr
+    assert "version 1" in shown.stdout and "blind score at chance" in shown.stdout
+    identity, tags = Identity(own), version_tags(own)
+    assert tags["promotion.kind"] == "rule"
+    assert {tags[f"dvc.{name}"] == identity.locked_hash(name) for name in ("checkpoint", "splits", "benchmark")} == {
+        True
+    }
+    assert "splits:must_hold" in tags["promotion.reason"] and "questions:blind_audit" in tags["promotion.reason"]
+    instance = open_instance(Workspace(own))
+    assert known_version(instance, dg.AssetKey("promotion"), None) == identity.locked_hash("benchmark")
+
+
+@pytest.mark.parametrize("given", [("--by", "Ada"), ("--reason", "why"), ("--version", "1")])
+def test_half_an_override_is_refused(given):
+    refused = CliRunner().invoke(app, ["promote", *given])
+    assert refused.exit_code == 2 and "--by NAME and --reason TEXT" in refused.output
+
+
+def test_a_person_overrules_with_name_and_reason(own):
+    Tracking(own).prepare()
+    client = mlflow.MlflowClient()
+    client.delete_registered_model_alias("dsr", "champion")
+    client.set_registered_model_alias("dsr", "challenger", "1")
+    refused = call(own, "dsr", "promote", "--by", "Ada", "--reason", " ")
+    assert (refused.returncode, len(refused.stderr.strip().splitlines())) == (2, 1)
+    assert "--reason: 0 characters" in refused.stderr
+    done = call(own, "dsr", "promote", "--by", "Ada", "--reason", "the <b>demo</b> needs it", "--version", "1")
+    assert done.returncode == 0, done.stderr
+    assert "by Ada, overriding the rule" in done.stdout
+    tags = version_tags(own)
+    assert (tags["promotion.kind"], tags["promotion.by"]) == ("override", "Ada")
+    assert tags["promotion.reason"] == "the <b>demo</b> needs it"
+    event = open_instance(Workspace(own)).get_latest_materialization_event(dg.AssetKey("promotion"))
+    assert event.asset_materialization.metadata["decided_by"].value == "Ada"
+    again = call(own, "dsr", "run")
+    assert "nothing was run" in again.stdout
+    assert version_tags(own) == tags
