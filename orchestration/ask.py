@@ -18,7 +18,7 @@ from typing import Any, get_args
 import numpy as np
 import pyarrow as pa
 
-from assets.benchmark.clips import SHARD, Ready, Wanted, describe_clip, prepare_batch, wrong_channels
+from assets.benchmark.clips import SHARD, Ready, describe_clip, prepare_batch, wrong_channels
 from assets.benchmark.readers import Places
 from assets.geometry.parameters import EstimatorName, GeometryParameters
 from assets.geometry.record import load
@@ -235,7 +235,7 @@ def _prepare(
     Raises:
         AskError: the file is no video that can be read.
     """
-    batch = prepare_batch(folder, {clip: Wanted(video)}, parameters.videos, tuned, say=say)
+    batch = prepare_batch(folder, {clip: video}, parameters.videos, tuned, say=say)
     if batch.refused:
         raise AskError(f"{plain(video)}: {batch.refused[clip]}")
     return Known(batch.ready[clip], SHARD, Places(folder / "videos", folder / "geometry"), False, batch.seconds)

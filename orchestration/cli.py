@@ -167,10 +167,12 @@ def ask(
 
 @app.command()
 def evaluate(
-    suite: Annotated[str, typer.Argument(help="Name of a published benchmark.")],
+    suite: Annotated[
+        str, typer.Argument(help="Published benchmark: dsr_bench, vlm4d, sti_bench, vsi_bench or video_mme.")
+    ],
     file: Annotated[Path, typer.Argument(help="Its questions, as published.")],
     model: Annotated[str, typer.Option(help="Checkpoint or model folder, hub id, or http(s) address.")],
-    out: Annotated[Path, typer.Option(help="Folder for predictions.parquet and metrics.json.")],
+    out: Annotated[Path, typer.Option(help="Folder for predictions.parquet, metrics.json and summary.md.")],
     clips: Annotated[Path | None, typer.Option(help="Folder of its videos; only --blind needs none.")] = None,
     protocol: Annotated[str, typer.Option(help="letters (weighed in one pass) or generation.")] = "letters",
     rotations: Annotated[bool, typer.Option("--rotations", help="Ask with every rotation of the options.")] = False,
@@ -179,11 +181,13 @@ def evaluate(
     served_name: Annotated[str, typer.Option(help="Name of the model behind an address.")] = "",
     max_requests: Annotated[int, typer.Option(min=1, help="Requests an address may get in this run.")] = 10_000,
 ) -> None:
-    """Ask any model a published benchmark; an interrupted run goes on where it stopped."""
+    """Ask any model a published benchmark; an interrupted run goes on where it stopped.
+
+    Exits with 1 where not one question could be asked, as without its videos.
+    """
     workspace = _open()
-    from assets.benchmark.extraction import extract
-    from assets.benchmark.run import table_lines
-    from assets.benchmark.suite import match_videos, read_suite
+    from assets.benchmark.suite import Videos, match_videos, read_suite
+    from assets.benchmark.suite_figures import table_lines
     from orchestration import evaluate as evaluation
     from orchestration.parameters import load
 
@@ -192,13 +196,14 @@ def evaluate(
         raise typer.BadParameter("name the folder of its videos with --clips, or ask without them: --blind")
     parameters = load(workspace.root / "params.yaml")
     questions = read_suite(suite, file)
-    videos = ({}, {}) if blind else match_videos(questions, clips)
+    videos = Videos({}, {}) if blind else match_videos(questions, clips)
     answers = workspace.root / ".cache" / "answers"
     budget = {"served_name": served_name, "max_requests": max_requests, "answers": answers}
     reader = evaluation.open_reader(model, parameters.checkpoint, **budget)
-    asked = {"extract": extract, "rotations": rotations, "say": _say}
+    asked = {"checkpoint": evaluation.own_checkpoint(workspace, model), "rotations": rotations, "say": _say}
     metrics = evaluation.evaluate(workspace, parameters, questions, videos, reader, manner, out, **asked)
     print(*table_lines(metrics), sep="\n")
+    raise typer.Exit(metrics["overall"] is None)
 
 
 @app.command()

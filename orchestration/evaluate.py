@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from assets.benchmark.readers import GENERATION, LETTERS_PROTOCOL, EndpointReader, LocalReader, Manner
+from assets.identity import Identity
 from assets.progress import console_progress
 from assets.workspace import Workspace
 from orchestration.parameters import Parameters
 
 if TYPE_CHECKING:
     from assets.benchmark.readers import Reader
+    from assets.benchmark.suite import Suite, Videos
     from models.parameters import TrainingParameters
 
 PROTOCOLS = (LETTERS_PROTOCOL, GENERATION)
@@ -76,31 +78,29 @@ def open_reader(
 def evaluate(
     workspace: Workspace,
     parameters: Parameters,
-    suite: Any,
-    videos: tuple[dict[str, Path], dict[str, str]],
+    suite: Suite,
+    videos: Videos,
     reader: Reader,
     manner: Manner,
     out: Path,
     *,
-    extract: Callable[[str, Any], str | None],
+    checkpoint: str | None = None,
     rotations: bool = False,
     say: Callable[[str], None] = lambda step: None,
-    **how: Any,
 ) -> dict[str, Any]:
     """Ask a reader a benchmark with the workspace's parameters, kept answers and prepared clips.
 
     Args:
         workspace: whose `.cache` keeps answers and prepared clips.
-        parameters: how frames are sampled and geometry is estimated.
-        suite: as `assets.benchmark.suite` reads it.
+        parameters: how frames are sampled, geometry is estimated and intervals are drawn.
+        suite: the questions.
         videos: files of the videos that are at hand, and why others are not.
         reader: what is asked.
         manner: of asking.
         out: folder of the report.
-        extract: from a generated text to an answer.
+        checkpoint: DVC hash of what is asked, where it is the workspace's own checkpoint.
         rotations: ask with every rotation of the options.
         say: told of each step before it begins.
-        **how: further arguments of `assets.benchmark.run.evaluate_suite`.
 
     Returns:
         The contents of metrics.json.
@@ -125,9 +125,16 @@ def evaluate(
             workers=parameters.execution.workers,
         )
     cache = PredictionCache(kept / "predictions.sqlite")
-    progress = console_progress("evaluate")
-    asked = {"extract": extract, "rotations": rotations, "say": say, "progress": progress, **how}
+    named = {"code": Identity(workspace.root).code_version("benchmark"), "checkpoint": checkpoint}
+    asked = {"identity": named, "rotations": rotations, "say": say, "progress": console_progress("evaluate")}
     try:
-        return evaluate_suite(suite, *videos, reader, clips, manner, cache, out, **asked)
+        return evaluate_suite(suite, videos, reader, clips, manner, cache, out, parameters.benchmark, **asked)
     except EndpointError as error:
         raise EvaluateError(f"{error} (answers so far are kept: run the same again to go on)") from error
+
+
+def own_checkpoint(workspace: Workspace, model: str) -> str | None:
+    """The hash that DVC gives the workspace's checkpoint, if that is the model meant."""
+    if model.startswith(("http://", "https://")) or Path(model).resolve() != workspace.checkpoint.resolve():
+        return None
+    return Identity(workspace.root).hash_on_disk("checkpoint")

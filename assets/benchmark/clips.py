@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -22,7 +21,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -35,7 +33,6 @@ from assets.geometry.record import load, save, unknown
 from assets.geometry.scene_page import plain
 from assets.reuse import key_of, sha256_of
 from assets.videos import prepare as prepare_module
-from assets.videos import reader
 from assets.videos.parameters import VideoParameters
 from assets.videos.prepare import prepare_shard
 from assets.videos.shards import SUFFIX, RawClip, write_manifest
@@ -53,26 +50,6 @@ class ClipsError(ValueError):
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A video file, or seconds of it.
-
-    Attributes:
-        path: the file.
-        segment: from and to, seconds of the video, both included; None for all of it.
-    """
-
-    path: Path
-    segment: tuple[float, float] | None = None
-
-    def identity(self, sha256: str) -> str:
-        """The hash of the file's bytes, by which the pool knows a clip; of that and the segment where there is one."""
-        if self.segment is None:
-            return sha256
-        begin, end = self.segment
-        return hashlib.sha256(f"{sha256}|{begin:.6f}|{end:.6f}".encode()).hexdigest()
-
-
-@dataclass(frozen=True)
 class Ready:
     """A clip that a model can be asked about.
 
@@ -82,6 +59,7 @@ class Ready:
         provenance: of its scene record.
         unfit: columns by which such a clip is kept out of training, empty where none speaks against it.
         size: width and height of its frames as they are kept, pixels.
+        seconds: from its first frame's time to its last's.
         channels: numbers a cell of its prior features; 0 where it has none.
     """
 
@@ -90,6 +68,7 @@ class Ready:
     provenance: Mapping[str, Any]
     unfit: str
     size: tuple[int, int]
+    seconds: float
     channels: int
 
 
@@ -110,7 +89,7 @@ class Batch:
 
 def prepare_batch(
     folder: Path,
-    wanted: Mapping[str, Wanted],
+    wanted: Mapping[str, Path],
     videos: VideoParameters,
     geometry: GeometryParameters,
     *,
@@ -122,7 +101,7 @@ def prepare_batch(
 
     Args:
         folder: `videos`, `geometry` and `raw` are made in it.
-        wanted: clips by identity.
+        wanted: video files by the hash of their bytes, which is their clips' identity.
         videos: how frames are sampled.
         geometry: how records are made.
         with_geometry: whether there shall be more in them than the frames' times.
@@ -136,7 +115,6 @@ def prepare_batch(
     started = time.monotonic()
     prepare_shard(raw, shard, SHARD, videos, workers)
     refused = {row["clip"]: row["message"] for row in pq.read_table(shard / "quarantine.parquet").to_pylist()}
-    refused |= _cut_to_segments(shard, wanted, videos, refused.keys())
     prepared = time.monotonic()
     if with_geometry:
         say("estimating geometry")
@@ -166,6 +144,8 @@ def describe_clip(places: Places, shard: str, clip: str) -> Ready:
     record = load(path, ("prior_features",))
     with safe_open(str(places.frames(shard, clip)), "np") as file:
         _, height, width, _ = file.get_slice("frames").get_shape()
+        # The last frame of a clip is always among those that are kept.
+        seconds = float(file.get_tensor("timestamps")[-1])
     features = record.prior_features
     return Ready(
         clip=clip,
@@ -173,6 +153,7 @@ def describe_clip(places: Places, shard: str, clip: str) -> Ready:
         provenance=dict(record.provenance),
         unfit=_unfit(path.parent, clip),
         size=(width, height),
+        seconds=seconds,
         channels=features.shape[-1] if features.size else 0,
     )
 
@@ -207,7 +188,7 @@ class ClipFolder:
         self._root = Path(folder) / _key(videos, geometry, with_geometry)[:16]
         self.places = Places(self._root / "videos", self._root / "geometry")
 
-    def prepare(self, wanted: Sequence[Wanted], say: Say = lambda step: None) -> tuple[list[Ready | None], list[str]]:
+    def prepare(self, wanted: Sequence[Path], say: Say = lambda step: None) -> tuple[list[Ready | None], list[str]]:
         """Make clips ready; those that are already cost nothing but the hash of their file.
 
         Args:
@@ -217,9 +198,9 @@ class ClipFolder:
         Returns:
             For each what is ready, or None; and for each the reason why it is not, or "".
         """
-        hashes, unread = _hashes({one.path for one in wanted})
-        names = [one.identity(hashes[one.path]) if one.path in hashes else "" for one in wanted]
-        distinct = {name: one for name, one in zip(names, wanted, strict=True) if name}
+        hashes, unread = _hashes(set(wanted))
+        names = [hashes.get(path, "") for path in wanted]
+        distinct = {name: path for name, path in zip(names, wanted, strict=True) if name}
         self._root.mkdir(parents=True, exist_ok=True)
         ready, refused = {}, {}
         with self._alone():
@@ -231,7 +212,7 @@ class ClipFolder:
                 batch = self._prepare({name: distinct[name] for name in missing[start : start + size]})
                 ready |= batch.ready
                 refused |= batch.refused
-        reasons = [unread.get(one.path) or refused.get(name, "") for name, one in zip(names, wanted, strict=True)]
+        reasons = [unread.get(path) or refused.get(name, "") for name, path in zip(names, wanted, strict=True)]
         return [ready.get(name) for name in names], reasons
 
     def _known(self, clip: str) -> Ready | None:
@@ -241,7 +222,7 @@ class ClipFolder:
         except (OSError, ValueError, TypeError, KeyError):
             return None
 
-    def _prepare(self, wanted: Mapping[str, Wanted]) -> Batch:
+    def _prepare(self, wanted: Mapping[str, Path]) -> Batch:
         """A batch aside, then each of its clips put in place, the note of it last."""
         aside = self._root / ".preparing"
         shutil.rmtree(aside, ignore_errors=True)
@@ -299,60 +280,16 @@ def _key(videos: VideoParameters, geometry: GeometryParameters, with_geometry: b
     return key_of(parts, code)
 
 
-def _seal(raw: Path, wanted: Mapping[str, Wanted]) -> None:
+def _seal(raw: Path, wanted: Mapping[str, Path]) -> None:
     """A raw shard of clips whose bytes stay where they are."""
     raw.mkdir(parents=True)
     sealed = []
-    for clip, one in sorted(wanted.items()):
-        suffix = one.path.suffix.lower()
+    for clip, path in sorted(wanted.items()):
+        suffix = path.suffix.lower()
         known = suffix if SUFFIX.fullmatch(suffix) else ".bin"
-        sealed.append(RawClip(clip, plain(one.path.name), known, one.path.stat().st_size, "video"))
-        sealed[-1].path(raw).symlink_to(one.path.resolve())
+        sealed.append(RawClip(clip, plain(path.name), known, path.stat().st_size, "video"))
+        sealed[-1].path(raw).symlink_to(path.resolve())
     write_manifest(raw, SHARD, sealed)
-
-
-def _cut_to_segments(
-    shard: Path, wanted: Mapping[str, Wanted], parameters: VideoParameters, refused: Sequence[str]
-) -> dict[str, str]:
-    """Sample the clips that are segments anew, from their seconds alone; reasons of those that have no frame there."""
-    segments = {clip: one for clip, one in wanted.items() if one.segment is not None and clip not in refused}
-    reasons = {}
-    for clip, one in segments.items():
-        try:
-            _sample_segment(shard / "frames" / f"{clip}.safetensors", one, parameters)
-        except reader.ReaderError as error:
-            reasons[clip] = str(error)
-    if reasons:
-        path = shard / "clips.parquet"
-        table = pq.read_table(path)
-        kept = [clip not in reasons for clip in table["clip"].to_pylist()]
-        pq.write_table(table.filter(pa.array(kept, pa.bool_())), path)
-    return reasons
-
-
-def _sample_segment(frames_file: Path, one: Wanted, parameters: VideoParameters) -> None:
-    """Frames of a segment, uniform in its time, in place of the whole video's; times stay the video's.
-
-    Raises:
-        ReaderError: no frame lies in the segment.
-    """
-    from safetensors import safe_open
-    from safetensors.numpy import save_file
-
-    begin, end = one.segment
-    probed = reader.probe(one.path, parameters.timeout_s)
-    inside = np.flatnonzero((probed.timestamps >= begin) & (probed.timestamps <= end))
-    if not len(inside):
-        raise reader.ReaderError(
-            f"No frame between {begin:g} and {end:g} s: the video ends at {probed.seconds:g} s, check the segment."
-        )
-    times = probed.timestamps[inside]
-    part = replace(probed, indices=probed.indices[inside], timestamps=times - times[0])
-    chosen = part.indices[reader.sample(part, parameters.frames)]
-    frames, shown = reader.read_frames(one.path, chosen, parameters.max_pixels, probed.reader, parameters.timeout_s)
-    with safe_open(str(frames_file), "np") as file:
-        metadata = file.metadata()
-    save_file({"frames": frames, "timestamps": shown, "indices": chosen.astype(np.int64)}, frames_file, metadata)
 
 
 def _remove_marks(path: Path) -> None:

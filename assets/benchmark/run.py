@@ -1,16 +1,15 @@
 """One evaluation of a published benchmark: its questions, the clips that are at hand, one reader.
 
 predictions.parquet   a row for each question, and for each rotation of its options (PREDICTIONS)
-metrics.json          plain counts: overall, by type, what was not asked and why, what rotating the options changes
+metrics.json          what `assets.benchmark.suite_figures` makes of them
+summary.md            the same to be read
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,33 +18,36 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from assets.benchmark.clips import SHARD, ClipFolder, Ready, Wanted, wrong_channels
+from assets.benchmark.boxes import BoxError
+from assets.benchmark.clips import SHARD, ClipFolder, Ready, Say, wrong_channels
+from assets.benchmark.extraction import Extraction, extract_letter, extract_number
+from assets.benchmark.parameters import BenchmarkParameters
 from assets.benchmark.predictions import PredictionCache, Progress, Reply, ask_all
-from assets.benchmark.readers import GENERATION, Manner, Places, Reader
-from assets.geometry.scene_page import plain
+from assets.benchmark.readers import GENERATION, LETTERS_PROTOCOL, Manner, Places, Reader
+from assets.benchmark.suite import Item, Suite, Videos, credit, for_clip
+from assets.benchmark.suite_figures import ASKED, figures, markdown
 
 if TYPE_CHECKING:
     from models.data import Question
 
 LETTERS = tuple("ABCDEFGHIJ")
 DECIMALS = 6
-ASKED, UNUSABLE, MISSING, UNREADABLE, REFUSED = "asked", "unusable", "missing", "unreadable", "refused"
-# Shares of the truth within which an estimate has to lie, from half of it to a twentieth (J. Yang et al., "Thinking in
-# Space", CVPR 2025, section 3: mean relative accuracy over confidences 0.5, 0.55 … 0.95).
-CONFIDENCES = np.arange(50, 100, 5) / 100
+UNUSABLE, MISSING, UNREADABLE, REFUSED = "unusable", "missing", "unreadable", "refused"
+WEIGHED = "weighed"
 PREDICTIONS = pa.schema(
     [
         ("item_id", pa.string()),
         ("video", pa.string()),
-        ("clip", pa.string()),  # identity of the prepared clip, null where there is none
+        ("clip", pa.string()),  # identity of the prepared clip; the video's name where none is shown
         ("type", pa.string()),
-        ("rotation", pa.int32()),  # places by which the options were moved on
+        ("rotation", pa.int32()),  # places by which each option was moved on, the last ones to the front
         ("question", pa.string()),  # as asked, like all that follows
         ("options", pa.list_(pa.string())),
         ("answer", pa.string()),
         ("status", pa.string()),  # asked, or why not: unusable, missing, unreadable, refused
         ("reason", pa.string()),
         ("predicted", pa.string()),  # letter or number, null where the reply comes to none
+        ("rule", pa.string()),  # how it was read: weighed, or as `assets.benchmark.extraction` names it
         ("choice", pa.int32()),  # the option that means, counted in the published order
         ("score", pa.float64()),  # 1 or 0; of a number its mean relative accuracy; null where it was not asked
         ("shares", pa.list_(pa.float64())),
@@ -53,13 +55,9 @@ PREDICTIONS = pa.schema(
     ]
 )
 
-Extract = Callable[[str, Sequence[str]], str | None]
-Fit = Callable[[Any, tuple[int, int]], Any]
-Say = Callable[[str], None]
-
 
 class EvaluationError(ValueError):
-    """Nothing of a benchmark can be asked, or its report cannot be written."""
+    """The report of an evaluation cannot be written."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ class _Case:
         status, reason: as in PREDICTIONS.
     """
 
-    item: Any
+    item: Item
     rotation: int = 0
     ready: Ready | None = None
     status: str = ASKED
@@ -85,15 +83,19 @@ class _Case:
 
     @property
     def options(self) -> tuple[str, ...]:
-        given = tuple(self.item.options)
-        return given[self.rotation :] + given[: self.rotation]
+        given, first = self.item.options, len(self.item.options) - self.rotation
+        return given[first:] + given[:first]
 
     @property
     def answer(self) -> str:
         """The right letter as asked, or the number."""
         if not self.item.options or self.status == UNUSABLE:
             return self.item.answer
-        return LETTERS[(LETTERS.index(self.item.answer) - self.rotation) % len(self.item.options)]
+        return LETTERS[(LETTERS.index(self.item.answer) + self.rotation) % len(self.item.options)]
+
+    def published(self, letter: str) -> int:
+        """The option behind a letter as asked, counted in the published order."""
+        return (LETTERS.index(letter) - self.rotation) % len(self.item.options)
 
     def question(self) -> Question:
         from models.data import Question
@@ -104,110 +106,89 @@ class _Case:
 
 
 def evaluate_suite(
-    suite: Any,
-    found: Mapping[str, Path],
-    lacking: Mapping[str, str],
+    suite: Suite,
+    videos: Videos,
     reader: Reader,
     clips: ClipFolder | None,
     manner: Manner,
     cache: PredictionCache,
     out: Path,
+    parameters: BenchmarkParameters,
     *,
-    extract: Extract,
+    identity: Mapping[str, str | None],
     rotations: bool = False,
-    fit: Fit = lambda item, size: item,
     say: Say = lambda step: None,
     progress: Progress = lambda done, total, what: None,
 ) -> dict[str, Any]:
     """Ask a reader all questions of a benchmark that can be asked, and write what came of it.
 
     Args:
-        suite: with `name`, `version`, `digest`, `items` and `unusable`, as `assets.benchmark.suite` has it.
-        found: file of each video that is at hand, by the publisher's name.
-        lacking: why the others are not.
+        suite: the questions.
+        videos: files of the videos that are at hand, and why the others are not.
         reader: what is asked.
         clips: makes clips ready; None where the manner is blind.
         manner: of asking. Numbers are generated in either protocol.
         cache: of answers.
-        out: folder of predictions.parquet and metrics.json.
-        extract: from a text and the options as asked to a letter, or to a number where there are no options.
+        out: folder of predictions.parquet, metrics.json and summary.md.
+        parameters: of the intervals.
+        identity: names and hashes of what was evaluated, told as they are; no path and no date.
         rotations: ask each question once for every rotation of its options.
-        fit: an item for a clip of so many pixels (width, height), such as with its boxes in these.
         say: told of each step before it begins.
         progress: called with questions done, questions in all and a word.
 
     Returns:
-        The contents of metrics.json.
+        The contents of metrics.json. Where no question can be asked it says so, and no model is loaded.
 
     Raises:
-        EvaluationError: no question can be asked at all.
         PredictionCacheError: the kept answers cannot be used.
+        EvaluationError: the folder cannot be written to.
     """
     cases = [_usable(item) for item in suite.items]
     if not manner.blind:
-        cases = [_at_hand(case, found, lacking) for case in cases]
-        _refuse_nothing(cases, suite)
-        cases = _prepared(cases, found, reader, clips, fit, say)
-    _refuse_nothing(cases, suite)
+        cases = _prepared([_at_hand(case, videos) for case in cases], videos, reader, clips, say)
     if rotations:
         cases = [turned for case in cases for turned in _rotated(case)]
     say(f"asking {sum(case.status == ASKED for case in cases)} questions")
     places = clips.places if clips else Places(out, out)
     cases, replies = _asked(cases, reader, places, manner, cache, progress)
-    rows = [_row(case, replies.get(case.name), extract) for case in cases]
-    metrics = measure(suite, rows, reader, manner, rotations)
+    rows = [_row(case, replies.get(case.name)) for case in cases]
+    metrics = _head(suite, reader, manner, rotations, identity) | figures(rows, suite.unusable, parameters, rotations)
     _write(out, rows, metrics)
     return metrics
 
 
-def _usable(item: Any) -> _Case:
+def _usable(item: Item) -> _Case:
     """Whether a question can be put at all."""
-    count = len(item.options)
-    if count == 1 or count > len(LETTERS):
-        return _Case(item, status=UNUSABLE, reason=f"{count} options, expected none or 2 to {len(LETTERS)}")
-    if count and item.answer not in LETTERS[:count]:
-        return _Case(item, status=UNUSABLE, reason=f"answer {plain(item.answer)!r} is none of {count} letters")
-    if not count and _number(item.answer) is None:
-        return _Case(item, status=UNUSABLE, reason=f"answer {plain(item.answer)!r} is no number")
+    if len(item.options) > len(LETTERS):
+        return _Case(item, status=UNUSABLE, reason=f"{len(item.options)} options, at most {len(LETTERS)} are asked")
     return _Case(item)
 
 
-def _at_hand(case: _Case, found: Mapping[str, Path], lacking: Mapping[str, str]) -> _Case:
-    if case.status != ASKED or case.item.video in found:
+def _at_hand(case: _Case, videos: Videos) -> _Case:
+    if case.status != ASKED or case.item.video in videos.found:
         return case
-    return replace(case, status=MISSING, reason=lacking.get(case.item.video, "no such file among the clips"))
+    return replace(case, status=MISSING, reason=videos.missing.get(case.item.video, "no file of this name"))
 
 
-def _refuse_nothing(cases: Sequence[_Case], suite: Any) -> None:
-    if not any(case.status == ASKED for case in cases):
-        first = next((f"{case.status}: {case.reason}" for case in cases), "it holds none that can be read")
-        raise EvaluationError(f"{suite.name}: no question can be asked, {first}; name the folder that holds its videos")
-
-
-def _prepared(
-    cases: Sequence[_Case],
-    found: Mapping[str, Path],
-    reader: Reader,
-    clips: ClipFolder,
-    fit: Fit,
-    say: Say,
-) -> list[_Case]:
+def _prepared(cases: Sequence[_Case], videos: Videos, reader: Reader, clips: ClipFolder, say: Say) -> list[_Case]:
     """The cases with their clips ready; a clip that cannot be is a reason, and the rest goes on."""
-    wanted = {Wanted(found[case.item.video], case.item.segment): None for case in cases if case.status == ASKED}
-    ready, reasons = clips.prepare(list(wanted), say)
-    known = {one: (made, why) for one, made, why in zip(wanted, ready, reasons, strict=True)}
-    done = []
-    for case in cases:
-        if case.status != ASKED:
-            done.append(case)
-            continue
-        made, why = known[Wanted(found[case.item.video], case.item.segment)]
-        why = why or wrong_channels(made, reader.channels)
-        if why:
-            done.append(replace(case, status=UNREADABLE, reason=why))
-        else:
-            done.append(replace(case, item=fit(case.item, made.size), ready=made))
-    return done
+    wanted = list({videos.found[case.item.video]: None for case in cases if case.status == ASKED})
+    if not wanted:
+        return list(cases)
+    known = dict(zip(wanted, zip(*clips.prepare(wanted, say), strict=True), strict=True))
+    return [
+        _fitted(case, *known[videos.found[case.item.video]], reader) if case.status == ASKED else case for case in cases
+    ]
+
+
+def _fitted(case: _Case, ready: Ready | None, why: str, reader: Reader) -> _Case:
+    """The case as it is asked of its clip: boxes in its pixels, the end hidden that the type hides."""
+    if why := why or wrong_channels(ready, reader.channels):
+        return replace(case, status=UNREADABLE, reason=why)
+    try:
+        return replace(case, item=for_clip(case.item, *ready.size, ready.seconds), ready=ready)
+    except BoxError as error:
+        return replace(case, status=UNUSABLE, reason=str(error), ready=ready)
 
 
 def _rotated(case: _Case) -> list[_Case]:
@@ -242,12 +223,12 @@ def _asked(
     return done, replies
 
 
-def _row(case: _Case, reply: Reply | None, extract: Extract) -> dict[str, Any]:
+def _row(case: _Case, reply: Reply | None) -> dict[str, Any]:
     """A row of predictions.parquet."""
     row = {
         "item_id": _storable(case.item.item_id),
         "video": _storable(case.item.video),
-        "clip": case.ready.clip if case.ready else None,
+        "clip": case.ready.clip if case.ready else _storable(case.item.video),
         "type": _storable(case.item.type),
         "rotation": case.rotation,
         "question": _storable(case.item.question),
@@ -258,14 +239,14 @@ def _row(case: _Case, reply: Reply | None, extract: Extract) -> dict[str, Any]:
     }
     if case.status != ASKED or reply is None:
         return row
-    predicted = _answer_of(reply, case.options, extract)
-    choice = None
-    if case.options and predicted is not None:
-        choice = (LETTERS.index(predicted) + case.rotation) % len(case.options)
-    score = float(predicted == case.answer) if case.options else relative_accuracy(predicted, case.answer)
+    read = _answer_of(reply, case.options)
+    choice = case.published(read.answer) if case.options and read.answer is not None else None
+    # The item holds the published letter, whatever the rotation.
+    score = credit(case.item, read.answer if choice is None else LETTERS[choice])
     shares = None if reply.shares is None else [round(share, DECIMALS) for share in reply.shares]
     text = None if reply.text is None else _storable(reply.text)
-    return {**row, "predicted": predicted, "choice": choice, "score": score, "shares": shares, "text": text}
+    said = {"predicted": read.answer, "rule": read.rule, "choice": choice, "score": score}
+    return {**row, **said, "shares": shares, "text": text}
 
 
 def _storable(text: str) -> str:
@@ -273,120 +254,52 @@ def _storable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _answer_of(reply: Reply, options: Sequence[str], extract: Extract) -> str | None:
+def _answer_of(reply: Reply, options: Sequence[str]) -> Extraction:
     """The letter or number that a reply comes to: of the likeliest letter, the first among equals."""
     if reply.shares is not None:
-        return LETTERS[int(np.argmax(np.round(reply.shares, DECIMALS)))]
-    answer = None if reply.text is None else extract(reply.text, options)
-    if not options:
-        return answer if answer is not None and _number(answer) is not None else None
-    return answer if answer in LETTERS[: len(options)] else None
+        return Extraction(LETTERS[int(np.argmax(np.round(reply.shares, DECIMALS)))], WEIGHED)
+    text = reply.text or ""
+    return extract_letter(text, options) if options else extract_number(text)
 
 
-def _number(text: str) -> float | None:
-    try:
-        number = float(text)
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-def relative_accuracy(predicted: str | None, truth: str) -> float:
-    """Mean relative accuracy of an estimate: the share of CONFIDENCES within which it lies (see there).
-
-    Args:
-        predicted: a number as text; None counts as wrong.
-        truth: a number as text.
-    """
-    estimate, right = None if predicted is None else _number(predicted), _number(truth)
-    if estimate is None or right is None:
-        return 0.0
-    error = abs(estimate - right) / abs(right) if right else float(estimate != right)
-    return float(np.mean(error < 1 - CONFIDENCES))
-
-
-def measure(
-    suite: Any, rows: Sequence[Mapping[str, Any]], reader: Reader, manner: Manner, rotations: bool
+def _head(
+    suite: Suite, reader: Reader, manner: Manner, rotations: bool, identity: Mapping[str, str | None]
 ) -> dict[str, Any]:
-    """Plain counts of an evaluation; rates are over the questions that were asked, with the options as published."""
-    first = [row for row in rows if row["rotation"] == 0]
-    asked = [row for row in first if row["status"] == ASKED]
-    types = sorted({row["type"] for row in asked})
-    reasons = Counter((row["status"], row["reason"]) for row in first if row["status"] != ASKED)
-    reasons += Counter((UNUSABLE, one.reason) for one in suite.unusable)
+    """Who was asked what, and how."""
     return {
-        "suite": {"name": suite.name, "version": suite.version, "sha256": suite.digest},
+        "suite": {
+            "name": suite.name,
+            "version": suite.version,
+            "sha256": suite.digest,
+            "questions": len(suite.items),
+            "unusable_rows": len(suite.unusable),
+        },
         "reader": {"name": reader.name, "identity": reader.identity},
-        "protocol": {"name": manner.protocol, "blind": manner.blind, "max_tokens": manner.max_tokens},
-        "overall": _figure(asked),
-        "by_type": {name: _figure([row for row in asked if row["type"] == name]) for name in types},
-        "not_asked": [
-            {"status": status, "reason": reason, "n": count} for (status, reason), count in sorted(reasons.items())
-        ],
-        "rotations": _rotation_figures(rows) if rotations else None,
+        "protocol": {
+            "name": manner.protocol,
+            "blind": manner.blind,
+            "rotations": rotations,
+            # The letters protocol generates numbers alone.
+            "max_tokens": None
+            if manner.protocol == LETTERS_PROTOCOL and all(item.options for item in suite.items)
+            else manner.max_tokens,
+        },
+        "identity": dict(identity),
     }
-
-
-def _figure(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Counts of some questions; a number counts by its mean relative accuracy."""
-    chances = [1 / len(row["options"]) for row in rows if row["options"]]
-    right = math.fsum(row["score"] for row in rows)
-    return {
-        "n": len(rows),
-        "right": round(right, DECIMALS),
-        "accuracy": round(right / len(rows), DECIMALS) if rows else None,
-        "without_answer": sum(row["predicted"] is None for row in rows),
-        "numeric": sum(not row["options"] for row in rows),
-        "chance": round(math.fsum(chances) / len(chances), DECIMALS) if chances else None,
-    }
-
-
-def _rotation_figures(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the place of an option does to its being chosen, over the questions with options."""
-    lettered = [row for row in rows if row["status"] == ASKED and row["options"]]
-    items: dict[str, list[Mapping[str, Any]]] = {}
-    for row in lettered:
-        items.setdefault(row["item_id"], []).append(row)
-    turns = sorted({row["rotation"] for row in lettered})
-    letters = Counter(row["predicted"] for row in lettered if row["predicted"] is not None)
-    steady = sum(len({row["choice"] for row in some} - {None}) == 1 for some in items.values())
-    return {
-        "all": _figure(lettered),
-        "by_rotation": {str(turn): _figure([row for row in lettered if row["rotation"] == turn]) for turn in turns},
-        "letters": {letter: letters[letter] for letter in sorted(letters)},
-        "questions": len(items),
-        "same_option_in_all": steady,
-    }
-
-
-def table_lines(metrics: Mapping[str, Any]) -> list[str]:
-    """The figures for a terminal; types and reasons come from outside."""
-    lines = [f"{'type':32} {'right':>9} {'of':>6} {'accuracy':>9}"]
-    parts = [*metrics["by_type"].items(), ("all", metrics["overall"])]
-    for name, part in parts:
-        lines.append(f"{plain(name, 32):32} {part['right']:9.6g} {part['n']:6} {part['accuracy']:9.1%}")
-    overall = metrics["overall"]
-    if overall["without_answer"]:
-        lines.append(f"{overall['without_answer']} replies held no answer and count as wrong")
-    lines += [f"{one['n']} not asked, {one['status']}: {plain(one['reason'])}" for one in metrics["not_asked"]]
-    if turned := metrics["rotations"]:
-        lines.append(
-            f"over all rotations {turned['all']['accuracy']:.1%}; the same option in all of them for "
-            f"{turned['same_option_in_all']} of {turned['questions']} questions"
-        )
-    return lines
 
 
 def _write(out: Path, rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any]) -> None:
-    """Both files under temporary names, then in place; the metrics last."""
+    """All files under temporary names, then in place; the metrics last."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         table = out / ".predictions.parquet.partial"
         pq.write_table(pa.Table.from_pylist(list(rows), PREDICTIONS), table, compression="zstd")
         os.replace(table, out / "predictions.parquet")
-        page = out / ".metrics.json.partial"
-        page.write_text(json.dumps(metrics, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        os.replace(page, out / "metrics.json")
+        texts = {"summary.md": markdown(metrics), "metrics.json": json.dumps(metrics, indent=1, sort_keys=True) + "\n"}
+        for name, text in texts.items():
+            page = out / f".{name}.partial"
+            page.write_text(text, encoding="utf-8")
+            os.replace(page, out / name)
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
         raise EvaluationError(
             f"{out}: no report can be written there ({error.strerror}); name another folder"

@@ -430,7 +430,7 @@ def position_bias(bootstrap: ClipBootstrap, chosen: np.ndarray, truth: np.ndarra
 
     Args:
         bootstrap: over the clips of the n answers; where questions were asked in several rotations, each is a row.
-        chosen: (n,) position that the model named.
+        chosen: (n,) position that the model named; -1 where it named none.
         truth: (n,) position of the right option.
         positions: how many there are.
     """
@@ -468,7 +468,7 @@ def rotations(
     """Compare the answers to R rotations of R options; in rotation r, option i stands at position (i + r) mod R.
 
     Args:
-        chosen: (n, R) position that the model named in each rotation.
+        chosen: (n, R) position that the model named in each rotation; -1 where it named none, which is wrong.
         truth: (n,) position of the right option in rotation 0.
         clips: (n,) clip of each question.
         resamples: as `ClipBootstrap`.
@@ -480,10 +480,9 @@ def rotations(
     """
     chosen, truth = np.asarray(chosen, int), np.asarray(truth, int)
     count = chosen.shape[1]
-    places = np.concatenate([chosen.ravel(), truth])
-    if places.min(initial=0) < 0 or places.max(initial=0) >= count:
+    if chosen.min(initial=0) < -1 or truth.min(initial=0) < 0 or max(chosen.max(initial=0), truth.max()) >= count:
         raise ValueError(f"{count} rotations but a position outside 0 to {count - 1}: ask as many rotations as options")
-    option = (chosen - np.arange(count)) % count
+    option = np.where(chosen < 0, -1, (chosen - np.arange(count)) % count)
     right = option == truth[:, None]
     single = ClipBootstrap(np.asarray(clips), resamples, confidence, seed)
     repeated = ClipBootstrap(np.repeat(clips, count), resamples, confidence, seed)
@@ -491,6 +490,6 @@ def rotations(
     return Rotations(
         repeated.share(right.ravel().astype(float)),
         single.share(right.all(1).astype(float)),
-        single.share((option == option[:, :1]).all(1).astype(float)),
+        single.share(((option == option[:, :1]) & (option >= 0)).all(1).astype(float)),
         position_bias(repeated, chosen.ravel(), moved.ravel(), count),
     )

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,17 +14,20 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from assets.benchmark.clips import SHARD, ClipFolder, Wanted
+from assets.benchmark.clips import SHARD, ClipFolder
+from assets.benchmark.parameters import BenchmarkParameters
 from assets.benchmark.predictions import PredictionCache, PredictionCacheError, Reply, ask_all, prediction_key
 from assets.benchmark.readers import GENERATION, EndpointReader, LocalReader, Manner, Places
-from assets.benchmark.run import EvaluationError, evaluate_suite, relative_accuracy, table_lines
+from assets.benchmark.run import evaluate_suite
+from assets.benchmark.suite import Item, Suite, Unusable, Videos
+from assets.benchmark.suite_figures import table_lines
 from assets.geometry.parameters import GeometryParameters
 from assets.videos.parameters import VideoParameters
 from models.data import Question
 from models.endpoint import Endpoint, EndpointError
 from models.parameters import TrainingParameters
 from tests.assets.benchmark.test_real_model import checkpoint  # noqa: F401
-from tests.assets.videos.conftest import grey_frames, index_of, write_video
+from tests.assets.videos.conftest import grey_frames, write_video
 from tests.models.test_endpoint import completion, serving
 
 LETTERS = Manner("letters")
@@ -35,16 +38,7 @@ GEOMETRY = GeometryParameters(estimators=("rendered",))
 LIKE = TrainingParameters(max_frames=4, max_pixels=3136, threads=1)
 
 
-@dataclass(frozen=True)
-class Item:
-    item_id: str
-    video: str
-    type: str
-    question: str
-    options: tuple[str, ...]
-    answer: str
-    visible_until: float | None = None
-    segment: tuple[float, float] | None = None
+BENCHMARK = BenchmarkParameters(resamples=200)
 
 
 ITEMS = (
@@ -54,20 +48,14 @@ ITEMS = (
     Item("d", "two", "dir", "Is it red?", ("yes", "no", "partly"), "C", segment=(0.2, 0.5)),
     Item("e", "gone", "dir", "Is it red?", ("yes", "no"), "A"),
     Item("f", "broken", "dir", "Is it red?", ("yes", "no"), "A"),
-    Item("g", "two", "dir", "Is it?", ("only",), "A"),
+    Item("g", "two", "dir", "Is it?", tuple(map(str, range(11))), "A"),
     Item("h", "two", "dir", "far " * 3000, ("yes", "no"), "A"),
     Item("i", "two", "dir", "far " * 3000, ("yes", "no"), "B"),
 )
 
 
-def suite_of(*items: Item):
-    unusable = (SimpleNamespace(row=7, reason="no answer"),)
-    return SimpleNamespace(name="tiny", version="1", items=items, unusable=unusable, digest="0" * 64)
-
-
-def first_letter(text, options):
-    """Stands in for the extractor."""
-    return next((c for c in text if c in "ABCD"[: len(options)] or (not options and c.isdigit())), None)
+def suite_of(*items: Item) -> Suite:
+    return Suite("tiny", "1", items, (Unusable(7, "no answer"),), "0" * 64)
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +87,9 @@ class Counting:
 
 def evaluated(reader, found, clips, tmp_path, items=ITEMS, manner=LETTERS, out="out", **how):
     cache = PredictionCache(tmp_path / "kept" / "predictions.sqlite")
-    lacking = {"gone": "gone.mp4 is not among the files"}
-    where = (clips, manner, cache, tmp_path / out)
-    metrics = evaluate_suite(suite_of(*items), found, lacking, reader, *where, extract=first_letter, **how)
+    videos = Videos(found, {"gone": "gone.mp4 is not among the files"})
+    where = (clips, manner, cache, tmp_path / out, BENCHMARK)
+    metrics = evaluate_suite(suite_of(*items), videos, reader, *where, identity={"code": "1"}, **how)
     return metrics, pq.read_table(tmp_path / out / "predictions.parquet").to_pylist()
 
 
@@ -120,7 +108,8 @@ def test_a_suite_is_asked_and_what_could_not_be_is_told(checkpoint, found, clips
     assert "Not a readable video" in by_item["f"][0]["reason"]
     assert all("max_text_tokens" in row["reason"] for row in by_item["h"] + by_item["i"])
     for row in by_item["a"]:
-        turned = ITEMS[0].options[row["rotation"] :] + ITEMS[0].options[: row["rotation"]]
+        first = 4 - row["rotation"]
+        turned = ITEMS[0].options[first:] + ITEMS[0].options[:first]
         assert tuple(row["options"]) == turned and turned["ABCD".index(row["answer"])] == "left"
         assert sum(row["shares"]) == pytest.approx(1, abs=1e-5)
         assert row["predicted"] == "ABCD"[int(np.argmax(row["shares"]))]
@@ -132,9 +121,20 @@ def test_a_suite_is_asked_and_what_could_not_be_is_told(checkpoint, found, clips
     assert metrics["by_type"]["dir"]["chance"] == pytest.approx((1 / 4 + 1 / 2 + 1 / 3) / 3, abs=1e-6)
     told = {(one["status"], one["n"]) for one in metrics["not_asked"]}
     assert told == {("missing", 1), ("unreadable", 1), ("unusable", 1), ("refused", 2)}
-    assert metrics["rotations"]["questions"] == 3 and metrics["rotations"]["all"]["n"] == 9
+    summary = (tmp_path / "out" / "summary.md").read_text()
+    assert "| dir | 3 | 2 |" in summary and "1 not asked, missing: gone.mp4" in summary
+    assert metrics["counts"] == {"asked": 4, "missing": 1, "unreadable": 1, "unusable": 2, "refused": 2}
+    assert metrics["rotations"].keys() == {"2", "3", "4"} == metrics["positions"].keys()
+    turned = metrics["rotations"]["4"]
+    assert (turned["questions"], turned["accuracy"]["n"], turned["left_out"]) == (1, 4, 0)
+    assert turned["accuracy"]["accuracy"] == np.mean([row["score"] for row in by_item["a"]])
+    assert metrics["overall"]["clips"] == 2 and metrics["overall"]["interval"] == "cluster robust"
+    assert metrics["by_options"]["3"]["chance"] == pytest.approx(1 / 3, abs=1e-6)
+    assert metrics["macro"]["accuracy"] == pytest.approx(
+        np.mean([part["accuracy"] for part in metrics["by_type"].values()]), abs=1e-6
+    )
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics
-    assert any("over all rotations" in line for line in table_lines(metrics))
+    assert any("over all 4 rotations" in line for line in table_lines(metrics))
 
     again = Counting(LocalReader(str(checkpoint)))
     repeated, same = evaluated(again, found, clips, tmp_path, out="again", rotations=True)
@@ -158,29 +158,30 @@ def test_generation_and_blindness_are_questions_of_their_own(checkpoint, found, 
     assert blind["overall"]["n"] == 5 and blind["protocol"]["blind"] and len(reader.asked) == 9
 
 
-def test_an_item_may_be_fitted_to_its_clip(checkpoint, found, clips, tmp_path):  # noqa: F811
+def test_boxes_and_hidden_ends_are_the_clips_own(checkpoint, found, clips, tmp_path):  # noqa: F811
     reader = Counting(LocalReader(str(checkpoint)))
+    boxed = replace(ITEMS[0], question="Where is [0,0,640,480]?", frame_limit=(640, 480), hidden_seconds=0.3)
+    outside = replace(boxed, item_id="out", question="Where is [0,0,700,480]?")
+    kept = []
+    answer = reader.answer
+    reader.answer = lambda questions, places, manner: kept.extend(questions) or answer(questions, places, manner)
+    metrics, rows = evaluated(reader, found, clips, tmp_path, (boxed, outside))
+    assert rows[0]["question"] == "Where is [0,0,64,48]?" and kept[0].visible_until == pytest.approx(0.46)
+    assert (rows[1]["status"], rows[1]["score"]) == ("unusable", None)
+    assert "lies outside a 640x480 frame" in rows[1]["reason"] and metrics["overall"]["n"] == 1
 
-    def fit(item, size):
-        return replace(item, question=f"{item.question} In {size[0]}x{size[1]}?")
 
-    _, rows = evaluated(reader, found, clips, tmp_path, ITEMS[:1], fit=fit)
-    assert rows[0]["question"] == "Where does it go? In 64x48?"
-
-
-def test_nothing_to_ask_is_said_before_anything_is_made(checkpoint, clips, tmp_path, monkeypatch):  # noqa: F811
+def test_where_nothing_can_be_asked_the_report_says_so(checkpoint, clips, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(clips, "prepare", None)
-    with pytest.raises(EvaluationError, match=r"tiny: no question can be asked, missing: no such file .*; name the"):
-        evaluated(LocalReader(str(checkpoint)), {}, clips, tmp_path, ITEMS[:2])
-    assert not (tmp_path / "out").exists()
-
-
-def test_numbers_count_by_how_near_they_are():
-    assert relative_accuracy("10", "10") == 1 and relative_accuracy(None, "10") == 0
-    # Off by 22 %: within it for confidences 0.5 to 0.75, six of ten.
-    assert relative_accuracy("12.2", "10") == pytest.approx(0.6)
-    assert relative_accuracy("-10", "10") == 0 and relative_accuracy("inf", "10") == 0
-    assert relative_accuracy("0", "0") == 1 and relative_accuracy("1", "0") == 0
+    reader = LocalReader(str(checkpoint))
+    metrics, rows = evaluated(reader, {}, clips, tmp_path, (ITEMS[4], ITEMS[6]))
+    assert metrics["overall"] is None and metrics["counts"] == {"asked": 0, "missing": 1, "unusable": 2}
+    assert all(row["score"] is None for row in rows) and "_opened" not in vars(reader)
+    assert table_lines(metrics)[:2] == [
+        "no question could be asked",
+        "1 not asked, missing: gone.mp4 is not among the files",
+    ]
+    assert "Asked 0 of 2 questions" in (tmp_path / "out" / "summary.md").read_text()
 
 
 class Dying:
@@ -212,27 +213,13 @@ def test_an_interrupted_evaluation_comes_to_the_same_figures(checkpoint, found, 
 # Clips.
 
 
-def test_clips_are_prepared_once_and_segments_hold_their_seconds_alone(found, clips, monkeypatch):
-    whole, part, nothing = Wanted(found["one"]), Wanted(found["one"], (0.2, 0.4)), Wanted(found["one"], (5.0, 6.0))
-    (first, cut, none), reasons = clips.prepare([whole, part, nothing])
-    assert none is None and reasons[:2] == ["", ""] and "No frame between 5 and 6 s" in reasons[2]
-    from safetensors.numpy import load_file
-
-    held = load_file(clips.places.frames(SHARD, cut.clip))
-    assert held["timestamps"][0] == pytest.approx(0.2) and held["timestamps"][-1] == pytest.approx(0.4)
-    assert len(held["frames"]) == 6 and index_of(held["frames"]).tolist() == held["indices"].tolist() == [
-        5,
-        6,
-        7,
-        8,
-        9,
-        10,
-    ]
-    assert first.clip != cut.clip and first.digest != cut.digest and first.size == (64, 48)
-    assert first.provenance["status"] == "refused"
+def test_clips_are_prepared_once(found, clips, monkeypatch):
+    (first, none), reasons = clips.prepare([found["one"], found["broken"]])
+    assert none is None and reasons[0] == "" and "Not a readable video" in reasons[1]
+    assert first.size == (64, 48) and first.provenance["status"] == "refused"
+    assert first.seconds == pytest.approx(0.76)
     monkeypatch.setattr("assets.benchmark.clips.prepare_batch", None)
-    again, reasons = clips.prepare([part, whole, part])
-    assert again == [cut, first, cut] and reasons == ["", "", ""]
+    assert clips.prepare([found["one"], found["one"]]) == ([first, first], ["", ""])
 
 
 def test_other_parameters_have_clips_of_their_own_and_a_lost_file_is_a_reason(found, clips, tmp_path):
@@ -240,7 +227,7 @@ def test_other_parameters_have_clips_of_their_own_and_a_lost_file_is_a_reason(fo
         tmp_path / "clips", VIDEOS.model_copy(update={"frames": 4}), GEOMETRY, with_geometry=True, workers=1
     )
     bare = ClipFolder(tmp_path / "clips", VIDEOS, GEOMETRY, with_geometry=False, workers=1)
-    wanted = [Wanted(found["one"]), Wanted(found["one"].with_name("none.mp4"))]
+    wanted = [found["one"], found["one"].with_name("none.mp4")]
     ready = [folder.prepare(wanted) for folder in (clips, fewer, bare)]
     assert len({made[0].digest for made, _ in ready}) == 3
     assert all(made[1] is None and "cannot be read (no such file)" in reasons[1] for made, reasons in ready)
@@ -321,7 +308,7 @@ def test_an_endpoint_is_shown_frames_and_asked_both_ways(found, clips, tmp_path)
         assert rows[0]["shares"] == pytest.approx([0.25, 0.75]) and rows[0]["predicted"] == "B"
         server.script[:] = [(200, chances(The=0.9), {}, 0.0)]
         metrics, _ = evaluated(reader, found, clips, tmp_path, ITEMS[:1], LETTERS, out="none")
-        assert metrics["overall"]["without_answer"] == 1 and metrics["overall"]["right"] == 0
+        assert metrics["overall"]["without_answer"] == 1 and metrics["overall"]["accuracy"] == 0
         server.script[:] = [(200, completion("A"), {}, 0.0)]
         with pytest.raises(EndpointError, match="tells no probabilities of tokens"):
             evaluated(reader, found, clips, tmp_path, ITEMS[3:4], LETTERS, out="no")

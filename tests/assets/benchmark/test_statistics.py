@@ -224,5 +224,8 @@ def test_rotated_options_part_knowledge_from_habit():
     assert (always_first.accuracy.value, always_first.always_right.value, always_first.consistent.value) == (0.25, 0, 0)
     assert always_first.bias.total == 0.75
     assert (half.accuracy.value, half.always_right.value, half.accuracy.n) == (0.625, 0.5, 320)
+    silent = rotations(np.full((80, 4), -1), truth, clips, 300, 0.95, 0)
+    assert (silent.accuracy.value, silent.always_right.value, silent.consistent.value) == (0, 0, 0)
+    assert [part.value for part in silent.bias.chosen] == [0] * 4
     with pytest.raises(ValueError, match="as many rotations as options"):
         rotations(knowing[:, :3], truth, clips, 300, 0.95, 0)
