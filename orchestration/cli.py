@@ -207,6 +207,19 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="OUT_A", help="Folder that `dsr evaluate` wrote.")],
+    second: Annotated[Path, typer.Argument(metavar="OUT_B", help="Another, of the same benchmark.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Compare two models that were asked the same questions: difference, interval, p value and effect size."""
+    from assets.benchmark.comparison import compare_evaluations, comparison_lines
+
+    found = compare_evaluations(first, second)
+    print(json.dumps(found, indent=1) if as_json else "\n".join(comparison_lines(found)))
+
+
+@app.command()
 def promote(
     by: Annotated[str | None, typer.Option(help="Your name, to overrule the rule; needs --reason.")] = None,
     reason: Annotated[str | None, typer.Option(help="Why; kept with the version.")] = None,

@@ -1,13 +1,16 @@
 """Two checkpoints on the same rows: how much better one is, and how sure that is."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from assets.benchmark.statistics import Estimate, PairedDifference
+from assets.geometry.scene_page import plain
 
 CONFIDENCE = 0.95
 MOST_ROWS = 2_000_000
@@ -114,8 +117,8 @@ class Comparison:
 
     Attributes:
         difference: of their shares of right answers, with its 95 % interval.
-        only_first: questions that only the first had right.
-        only_second: questions that only the second had right.
+        only_first: questions that only the first had right, or had nearer.
+        only_second: questions that only the second had right, or had nearer.
         p_better: one-sided, against "the first is not better".
         p_worse: one-sided, against "the first is not worse".
         cohens_g: effect size: the first's share of the questions on which they differ, less one half (J. Cohen,
@@ -139,14 +142,14 @@ def compare(first: np.ndarray, second: np.ndarray, clips: np.ndarray) -> Compari
     """Compare two readers of the same questions.
 
     Args:
-        first: (n,) bool, whether the first reader was right.
-        second: (n,) bool, whether the second was.
+        first: (n,) what each answer of the first reader is worth: whether it is right, or for a number 0..1.
+        second: (n,) the same of the second.
         clips: (n,) clip of each question.
     """
-    first, second = np.asarray(first, bool), np.asarray(second, bool)
+    gain = np.asarray(first, float) - np.asarray(second, float)
     clip_of = np.unique(np.asarray(clips, dtype=str), return_inverse=True)[1]
-    paired = PairedDifference.of(first.astype(float) - second, clip_of)
-    only_first, only_second = int(np.sum(first & ~second)), int(np.sum(second & ~first))
+    paired = PairedDifference.of(gain, clip_of)
+    only_first, only_second = int(np.sum(gain > 0)), int(np.sum(gain < 0))
     differing = only_first + only_second
     return Comparison(
         paired.estimate(CONFIDENCE),
@@ -156,3 +159,125 @@ def compare(first: np.ndarray, second: np.ndarray, clips: np.ndarray) -> Compari
         paired.p_below(),
         only_first / differing - 0.5 if differing else 0.0,
     )
+
+
+# Folders of `dsr evaluate` ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one reader was asked of a published benchmark.
+
+    Attributes:
+        reader: its name.
+        suite: the benchmark's name, and the version of its reading.
+        way: of asking, in words.
+        blind: without the videos.
+        answers: what each is worth, as `Answers.right`; for a number 0..1. Only questions that were asked.
+        videos: (n,) the publisher's name of each question's video.
+    """
+
+    reader: str
+    suite: str
+    way: str
+    blind: bool
+    answers: Answers
+    videos: np.ndarray
+
+
+def read_evaluation(folder: Path) -> Evaluation:
+    """Read what `dsr evaluate` wrote; rotations other than the published order are left out.
+
+    Raises:
+        ComparisonError: it is no such folder, or nothing was asked.
+    """
+    folder, again = Path(folder), "name a folder that `dsr evaluate` wrote"
+    try:
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        suite, protocol = metrics["suite"], metrics["protocol"]
+        bench = f"{suite['sha256']}, read as version {suite['version']}"
+        head = (
+            plain(metrics["reader"]["name"]),
+            plain(suite["name"]),
+            plain(protocol["name"]),
+            bool(protocol["blind"]),
+        )
+        columns = ["item_id", "clip", "answer", "score", "video"]
+        chosen = [("rotation", "=", 0), ("status", "=", "asked")]
+        table = pq.read_table(folder / "predictions.parquet", columns=columns, filters=chosen).sort_by("item_id")
+        texts = [
+            table[name].cast(pa.string()).to_numpy().astype(str) for name in ("item_id", "clip", "answer", "video")
+        ]
+        scores = table["score"].cast(pa.float64()).to_numpy()
+    except (OSError, ValueError, LookupError, TypeError, pa.ArrowException) as error:
+        raise ComparisonError(f"{folder}: no evaluation can be read ({type(error).__name__}); {again}") from error
+    if not len(table) or not ((scores >= 0) & (scores <= 1)).all():
+        raise ComparisonError(f"{folder}: no question was asked, or one has no score; {again}")
+    *given, videos = texts
+    return Evaluation(*head, Answers(str(suite["sha256"]), *given, scores), videos)
+
+
+def compare_evaluations(first: Path, second: Path) -> dict[str, Any]:
+    """Compare two readers of one published benchmark, question by question.
+
+    Args:
+        first: folder of `dsr evaluate`.
+        second: another of the same benchmark; asked in another way, or without the videos, if that is the comparison.
+
+    Returns:
+        Names, ways and shares of both, the difference of the first less the second with its interval, its p value and
+        its effect size.
+
+    Raises:
+        ComparisonError: a folder cannot be read, or they hold answers to different questions.
+    """
+    both = [read_evaluation(folder) for folder in (first, second)]
+    if len({one.suite for one in both}) > 1:
+        raise ComparisonError(
+            f"{first} is of {both[0].suite}, {second} of {both[1].suite}; evaluate both on one benchmark"
+        )
+    answers = [one.answers for one in both]
+    if len({one.blind for one in both}) > 1:
+        # Who sees no video has no clips, only the names of their videos.
+        answers = [replace(one.answers, clip=one.videos) for one in both]
+    if why := why_not_comparable(*answers):
+        raise ComparisonError(f"{first} and {second}: {why}; evaluate both on the same file and clips")
+    found = compare(answers[0].right, answers[1].right, answers[0].clip)
+    gain = found.difference
+    return {
+        "suite": both[0].suite,
+        "readers": [
+            {
+                "name": one.reader,
+                "way": f"{one.way}{', blind' if one.blind else ''}",
+                "accuracy": float(mine.right.mean()),
+            }
+            for one, mine in zip(both, answers, strict=True)
+        ],
+        "difference": gain.value,
+        "ci95": [gain.low, gain.high],
+        "n": gain.n,
+        "clips": gain.clips,
+        "only_first": found.only_first,
+        "only_second": found.only_second,
+        "p_value": found.p_value,
+        "cohens_g": found.cohens_g,
+    }
+
+
+def comparison_lines(found: dict[str, Any]) -> list[str]:
+    """A comparison for a terminal."""
+    low, high = found["ci95"]
+    size = abs(found["cohens_g"])
+    word = next(
+        name for least, name in ((0.25, "large"), (0.15, "medium"), (0.05, "small"), (0, "none")) if size >= least
+    )
+    lines = [f"{one['name']} ({one['way']}): {one['accuracy']:.1%}" for one in found["readers"]]
+    return [
+        *lines,
+        f"difference {100 * found['difference']:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}, "
+        f"on {found['n']} questions of {found['clips']} clips",
+        f"p = {found['p_value']:.2g} (two-sided, paired by question, clips as what is independent)",
+        f"effect size: Cohen's g {found['cohens_g']:+.2f} ({word}); where they differ the first is ahead on "
+        f"{found['only_first']} questions, the second on {found['only_second']}",
+    ]

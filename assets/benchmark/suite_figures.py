@@ -37,8 +37,8 @@ def figures(
 
     Returns:
         `overall` (micro), `macro` (mean over types), `by_type` and `by_options` (with their chance level), all of the
-        questions asked with their options as published; `counts` and `not_asked`; `positions` by number of options;
-        `rotations` likewise, None where they were not asked. Figures of no question are None.
+        questions asked with their options as published; `counts` and `not_asked`; `positions` by number of options, of
+        the replies that name one; `rotations` likewise, None where they were not asked. None stands for no question.
     """
     first = [row for row in rows if row["rotation"] == 0]
     asked = [row for row in first if row["status"] == ASKED]
@@ -54,7 +54,9 @@ def figures(
             {"status": status, "reason": reason, "n": count} for (status, reason), count in sorted(reasons.items())
         ],
         "positions": {
-            str(count): _positions(_bias(some, count, parameters)) for count, some in _by_options(asked) if count
+            str(count): _positions(_bias(some, count, parameters))
+            for count, some in _by_options(row for row in asked if row["predicted"] is not None)
+            if count
         },
         "rotations": _rotations(rows, parameters) if rotations else None,
     }
@@ -201,7 +203,7 @@ def _place_lines(metrics: Mapping[str, Any]) -> list[str]:
     lines = []
     for count, part in metrics["positions"].items():
         chosen = ", ".join(f"{letter} {one['chosen']:.1%}" for letter, one in part["by_letter"].items())
-        lines.append(f"of {count} options the model names {chosen}; {part['bias']:.1%} of its answers stand too often")
+        lines.append(f"of {count} options {part['n']} replies name {chosen}; position bias {part['bias']:.1%}")
     for count, part in (metrics["rotations"] or {}).items():
         lines.append(
             f"over all {count} rotations {part['accuracy']['accuracy']:.1%} right; of {part['questions']} questions "

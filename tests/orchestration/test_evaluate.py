@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from assets.benchmark.comparison import ComparisonError
 from assets.benchmark.readers import EndpointReader, LocalReader
 from assets.identity import Identity
 from models.weights import WeightsError
@@ -75,12 +76,26 @@ def test_a_checkpoint_is_evaluated_and_its_answers_are_kept(call, place, tmp_pat
     assert again.exit_code == 0 and "preparing clips" not in again.output
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == first
     turned = call(place.checkpoint, "--rotations", out="turned")
-    assert "over all 4 rotations" in turned.stdout and "of 4 options the model names A" in turned.stdout
+    assert "over all 4 rotations" in turned.stdout and "of 4 options 2 replies name A" in turned.stdout
     spoken = call(place.checkpoint, "--protocol", "generation", "--max-tokens", "3", out="spoken")
     assert spoken.exit_code == 0, spoken.output
     blind = call(place.checkpoint, "--blind", clips=False)
     assert blind.exit_code == 0, blind.output
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["overall"]["n"] == 3
+
+
+def test_two_evaluations_are_compared_and_other_questions_refused(call, place, tmp_path):  # noqa: F811
+    for out, more in (("seeing", []), ("blind", ["--blind"]), ("fewer", ["--clips", str(tmp_path / "videos")])):
+        done = call(place.checkpoint, *more, clips=out == "seeing", out=out)
+        assert done.exit_code == 0, done.output
+    folders = [str(tmp_path / name) for name in ("seeing", "fewer", "blind")]
+    same = CliRunner().invoke(app, ["compare", *folders[:2]])
+    assert same.exit_code == 0, same.output
+    assert "checkpoint (letters): " in same.stdout and "difference +0.0 points" in same.stdout
+    assert "on 2 questions of 1 clips" in same.stdout and "p = 1 " in same.stdout and "g +0.00 (none)" in same.stdout
+    refused = CliRunner().invoke(app, ["compare", *folders[1:]])
+    assert "one answered 2 questions, the other 3, of which 2 are the same" in str(refused.exception)
+    assert isinstance(refused.exception, ComparisonError) and "\n" not in str(refused.exception)
 
 
 def test_an_endpoint_that_fails_ends_in_one_line_and_goes_on_later(call):

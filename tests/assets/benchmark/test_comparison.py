@@ -1,10 +1,20 @@
+import json
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from scipy.stats import binomtest
 
-from assets.benchmark.comparison import ComparisonError, compare, read_answers, read_scores, why_not_comparable
+from assets.benchmark.comparison import (
+    ComparisonError,
+    compare,
+    compare_evaluations,
+    comparison_lines,
+    read_answers,
+    read_scores,
+    why_not_comparable,
+)
 from tests.assets.benchmark.answers import BENCH, draw_answers
 
 
@@ -76,3 +86,64 @@ def test_clips_of_one_mind_are_no_fifty_questions():
     found = compare(first, np.zeros(400, bool), clips)
     assert binomtest(40, 40).pvalue < 1e-9
     assert found.p_better > 0.025 and found.difference.low <= 0
+
+
+def write_evaluation(folder, scores, blind=False, **suite):
+    """What `dsr evaluate` writes, of four questions a clip."""
+    folder.mkdir()
+    n = len(scores)
+    head = {"name": "vlm4d", "sha256": BENCH, "version": "1"} | suite
+    protocol = {"name": "letters", "blind": blind}
+    (folder / "metrics.json").write_text(json.dumps({"suite": head, "reader": {"name": "m"}, "protocol": protocol}))
+    video = [f"video {i // 4}" for i in range(n)]
+    columns = {
+        "item_id": [f"q{i:03d}" for i in range(n)],
+        "clip": video if blind else [f"{i // 4:064x}" for i in range(n)],
+        "video": video,
+        "answer": ["A"] * n,
+        "rotation": pa.array([0] * n, pa.int32()),
+        "status": ["asked"] * n,
+        "score": scores,
+    }
+    table = pa.table(columns)
+    # Rows that were not asked, and other rotations, do not count.
+    left = table.slice(0, 2).set_column(5, "status", [["missing", "asked"]])
+    left = left.set_column(4, "rotation", pa.array([0, 1], pa.int32())).set_column(6, "score", [[None, 0.0]])
+    pq.write_table(pa.concat_tables([table, left.cast(table.schema)]), folder / "predictions.parquet")
+    return folder
+
+
+def test_two_evaluations_meet_question_by_question(tmp_path):
+    generator = np.random.default_rng(1)
+    better, worse = (generator.random(160) < share for share in (0.9, 0.4))
+    first = write_evaluation(tmp_path / "a", better.astype(float))
+    second = write_evaluation(tmp_path / "b", worse.astype(float), blind=True)
+    found = compare_evaluations(first, second)
+    plain = compare(better, worse, np.repeat(range(40), 4).astype(str))
+    assert (found["difference"], found["p_value"]) == (plain.difference.value, plain.p_value)
+    assert (found["n"], found["clips"], found["only_first"]) == (160, 40, int(np.sum(better & ~worse)))
+    assert found["ci95"][0] > 0.3 and found["readers"][1]["way"] == "letters, blind"
+    lines = comparison_lines(found)
+    assert lines[0] == f"m (letters): {better.mean():.1%}" and "(large)" in lines[-1]
+
+
+def test_numbers_are_compared_by_what_they_are_worth(tmp_path):
+    first = write_evaluation(tmp_path / "a", np.full(40, 0.8))
+    second = write_evaluation(tmp_path / "b", np.tile([0.6, 0.7], 20))
+    found = compare_evaluations(first, second)
+    assert found["difference"] == pytest.approx(0.15) and found["only_first"] == 40
+
+
+def test_different_questions_are_refused_in_one_line(tmp_path):
+    first = write_evaluation(tmp_path / "a", np.ones(40))
+    others = {
+        "is of vlm4d": write_evaluation(tmp_path / "b", np.ones(40), name="dsr_bench"),
+        "one was measured on bench": write_evaluation(tmp_path / "c", np.ones(40), sha256="c" * 64),
+        "one answered 40 questions, the other 36": write_evaluation(tmp_path / "d", np.ones(36)),
+        "no question was asked": write_evaluation(tmp_path / "e", np.full(8, np.nan)),
+        "no evaluation can be read": tmp_path / "nowhere",
+    }
+    for says, other in others.items():
+        with pytest.raises(ComparisonError, match=says) as raised:
+            compare_evaluations(first, other)
+        assert "\n" not in str(raised.value)
