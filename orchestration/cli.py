@@ -226,8 +226,21 @@ def promote(
     version: Annotated[
         int | None, typer.Option(min=1, help="Version to make champion; default: the challenger.")
     ] = None,
+    general: Annotated[
+        Path | None,
+        typer.Option(help="Folder of `dsr evaluate`: decide again with the checkpoint's general understanding."),
+    ] = None,
 ) -> None:
     """Show champion and challenger and why; or, with a name and a reason, make a version champion against the rule."""
+    if general is not None:
+        if (by, reason, version) != (None, None, None):
+            raise typer.BadParameter("--general is for the rule, an override for a person: one at a time")
+        workspace = _open()
+        from orchestration.promotion import decide_with_general
+
+        decide_with_general(workspace, general)
+        _show_promotion(workspace)
+        return
     if by is None and reason is None and version is None:
         _show_promotion(_open())
         return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
@@ -28,6 +30,24 @@ def decide_if_due(workspace: Workspace) -> bool:
 
     materialize(build_definitions(workspace), instance, PROMOTION.to_user_string(), None)
     return True
+
+
+def decide_with_general(workspace: Workspace, folder: Path) -> None:
+    """Decide again on the committed report, with the checkpoint's answers to a benchmark of general understanding.
+
+    Args:
+        workspace: whose report is judged.
+        folder: that `dsr evaluate` wrote about the workspace's checkpoint.
+
+    Raises:
+        IdentityError, RegistryError: there is no committed report.
+        ComparisonError: the folder holds no such answers, or another checkpoint's.
+    """
+    from orchestration.definitions import build_definitions
+
+    given = {"general": str(folder.resolve())}
+    instance = open_instance(workspace)
+    materialize(build_definitions(workspace), instance, PROMOTION.to_user_string(), None, given)
 
 
 def standing_lines(workspace: Workspace) -> list[str]:

@@ -6,7 +6,7 @@ Each link is asked again after the links before it ran, so a link that came out 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import dagster as dg
@@ -71,8 +71,14 @@ def bring_up_to_date(workspace: Workspace) -> Outcome:
     return outcome
 
 
-def materialize(definitions: dg.Definitions, instance: dg.DagsterInstance, asset: str, shard: str | None) -> None:
-    """One Dagster run of one asset (and partition) in this process.
+def materialize(
+    definitions: dg.Definitions,
+    instance: dg.DagsterInstance,
+    asset: str,
+    shard: str | None,
+    config: Mapping[str, str] | None = None,
+) -> None:
+    """One Dagster run of one asset (and partition) in this process, with the asset's own configuration if it has one.
 
     Raises:
         LinkFailure: a blocking check of the asset failed, or the asset gave up.
@@ -84,7 +90,7 @@ def materialize(definitions: dg.Definitions, instance: dg.DagsterInstance, asset
             instance=instance,
             asset_selection=[dg.AssetKey(asset)],
             partition_key=shard,
-            run_config=QUIET,
+            run_config=QUIET | ({"ops": {asset: {"config": dict(config)}}} if config else {}),
             tags={OWNER_TAG: this_process()},
         )
     except dg.DagsterExecutionStepExecutionError as error:

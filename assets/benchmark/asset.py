@@ -1,9 +1,12 @@
 """The benchmark report as an asset."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
+from pydantic import Field
 
 from assets.benchmark.parameters import BenchmarkParameters
 from assets.checkpoints.asset import checkpoint
@@ -95,6 +98,12 @@ def _track(tracking: Tracking, run_id: str, versions: dict[str, str], metrics: d
         mlflow.log_text(json.dumps(metrics, indent=1, sort_keys=True), "metrics.json")
 
 
+class PromotionConfig(dg.Config):
+    """What one decision may be given beside the report."""
+
+    general: str = Field("", description="Folder of `dsr evaluate`: the checkpoint on general understanding; or none.")
+
+
 @dg.asset(
     deps=[benchmark],
     group_name="link_6_benchmark",
@@ -103,9 +112,13 @@ def _track(tracking: Tracking, run_id: str, versions: dict[str, str], metrics: d
     tags={JUDGES: "benchmark"},
 )
 def promotion(
-    context: dg.AssetExecutionContext, workspace: WORKSPACE, tracking: dg.ResourceParam[Tracking]
+    context: dg.AssetExecutionContext,
+    config: PromotionConfig,
+    workspace: WORKSPACE,
+    tracking: dg.ResourceParam[Tracking],
 ) -> dg.MaterializeResult:
     """Whether the checkpoint becomes champion: decided by rule on the report, kept in MLflow's registry."""
+    from assets.benchmark.comparison import read_general
     from assets.benchmark.registry import Report, judge
 
     identity = Identity(workspace.root)
@@ -113,6 +126,8 @@ def promotion(
     if version != identity.locked_hash("benchmark"):
         raise IdentityError(f"{workspace.benchmark}: not the committed report; materialize benchmark again")
     report = Report.read(workspace.benchmark, version)
+    if config.general:
+        report = replace(report, general=read_general(Path(config.general), report.checkpoint))
     tags = {"dagster.run_id": context.run_id, "dagster.asset_key": "promotion", "dvc.benchmark": version}
     standing, decision = judge(tracking, report, _release_checks(context.instance, identity, report.splits), tags)
     return dg.MaterializeResult(

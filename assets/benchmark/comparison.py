@@ -1,5 +1,6 @@
 """Two checkpoints on the same rows: how much better one is, and how sure that is."""
 
+import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -173,6 +174,7 @@ class Evaluation:
         suite: the benchmark's name, and the version of its reading.
         way: of asking, in words.
         blind: without the videos.
+        checkpoint: DVC hash of what was asked, where it was the workspace's own checkpoint.
         answers: what each is worth, as `Answers.right`; for a number 0..1. Only questions that were asked.
         videos: (n,) the publisher's name of each question's video.
     """
@@ -181,6 +183,7 @@ class Evaluation:
     suite: str
     way: str
     blind: bool
+    checkpoint: str | None
     answers: Answers
     videos: np.ndarray
 
@@ -195,12 +198,12 @@ def read_evaluation(folder: Path) -> Evaluation:
     try:
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         suite, protocol = metrics["suite"], metrics["protocol"]
-        bench = f"{suite['sha256']}, read as version {suite['version']}"
         head = (
             plain(metrics["reader"]["name"]),
-            plain(suite["name"]),
+            plain(f"{suite['name']} as read by version {suite['version']}"),
             plain(protocol["name"]),
             bool(protocol["blind"]),
+            metrics["identity"]["checkpoint"],
         )
         columns = ["item_id", "clip", "answer", "score", "video"]
         chosen = [("rotation", "=", 0), ("status", "=", "asked")]
@@ -215,6 +218,42 @@ def read_evaluation(folder: Path) -> Evaluation:
         raise ComparisonError(f"{folder}: no question was asked, or one has no score; {again}")
     *given, videos = texts
     return Evaluation(*head, Answers(str(suite["sha256"]), *given, scores), videos)
+
+
+def read_general(folder: Path, checkpoint: str) -> Answers:
+    """Read a checkpoint's answers to a benchmark of general understanding, as a promotion weighs them.
+
+    Args:
+        folder: that `dsr evaluate` wrote.
+        checkpoint: DVC hash of the checkpoint that is to be judged.
+
+    Returns:
+        The answers; `bench` stands for the published file, the version of its reading and the way of asking.
+
+    Raises:
+        ComparisonError: as `read_evaluation`, or another checkpoint was asked, or blind, or for numbers.
+    """
+    found = read_evaluation(folder)
+    if found.checkpoint != checkpoint:
+        asked = str(found.checkpoint)[:12] if found.checkpoint else "another model"
+        raise ComparisonError(
+            f"{folder}: {asked} was asked, not the judged checkpoint {checkpoint[:12]}; "
+            "run `dsr evaluate … --model data/checkpoint` again"
+        )
+    if found.blind:
+        raise ComparisonError(f"{folder}: asked without the videos; evaluate without --blind")
+    worth = found.answers.right
+    if ((worth > 0) & (worth < 1)).any():
+        raise ComparisonError(f"{folder}: numbers are neither right nor wrong; choose a benchmark with options alone")
+    parts = [found.answers.bench, found.suite, found.way]
+    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return replace(found.answers, bench=digest, right=worth == 1)
+
+
+def write_answers(path: Path, answers: Answers) -> None:
+    """Write answers as `read_answers` reads them."""
+    columns = {name: getattr(answers, name) for name in ("qa_id", "clip", "answer", "right")}
+    pq.write_table(pa.table(columns), path, compression="zstd")
 
 
 def compare_evaluations(first: Path, second: Path) -> dict[str, Any]:

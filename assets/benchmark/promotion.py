@@ -83,7 +83,7 @@ class Decision:
 
 
 def decide(
-    challenger: Scores, champion: Scores | None, release: ReleaseChecks, general: Comparison | None = None
+    challenger: Scores, champion: Scores | None, release: ReleaseChecks, general: Comparison | str | None = None
 ) -> Decision:
     """Judge a challenger.
 
@@ -95,7 +95,8 @@ def decide(
         challenger: answers of the checkpoint to be judged.
         champion: answers of the champion to the same questions; None where there is no champion yet.
         release: checks of the data that the challenger learned from.
-        general: challenger against champion on a benchmark of general understanding; None where it was not measured.
+        general: challenger against champion on a benchmark of general understanding; None where the champion was never
+            asked one, and a text that says why where only the challenger's answers are missing.
     """
     numbers = {"accuracy": float(challenger.right.mean()), "questions": float(len(challenger))}
     if champion is not None and (difference := why_not_comparable(challenger, champion)):
@@ -140,8 +141,10 @@ def _better(name: str, challenger: Scores, other, numbers: dict[str, float], pre
     return Criterion(name, enough, f"{_points(found)}, p = {found.p_better:.2g}, needed {SIGNIFICANCE:g} or less")
 
 
-def _general(found: Comparison | None, numbers: dict[str, float]) -> Criterion:
+def _general(found: Comparison | str | None, numbers: dict[str, float]) -> Criterion:
     name = "general understanding no worse"
+    if isinstance(found, str):
+        return Criterion(name, False, found)
     if found is None:
         return Criterion(name, True, "not measured, so it says nothing for or against", measured=False)
     numbers |= _numbers(found, "general")

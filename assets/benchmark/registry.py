@@ -25,6 +25,7 @@ from assets.benchmark.comparison import (
     read_answers,
     read_scores,
     why_not_comparable,
+    write_answers,
 )
 from assets.benchmark.promotion import Decision, ReleaseChecks, decide, stays_champion
 from assets.reuse import sha256_of
@@ -37,7 +38,7 @@ MODEL = "dsr"
 CHAMPION, CHALLENGER = "champion", "challenger"
 PREDICTIONS = "predictions.parquet"
 
-# Answers to a benchmark of general understanding, in the same columns; only where the evaluation wrote them.
+# Answers to a benchmark of general understanding; only where they were handed to the promotion.
 GENERAL = "general.parquet"
 
 LONGEST_NAME, LONGEST_REASON = 100, 2000
@@ -54,12 +55,12 @@ class Report:
     """A benchmark report as the registry sees it.
 
     Attributes:
-        folder: holds `predictions.parquet` and, where it was measured, `general.parquet`.
+        folder: holds `predictions.parquet`.
         version: DVC hash of the folder.
         checkpoint: DVC hash of the checkpoint that was asked.
         splits: DVC hash of the release.
         bench: sha256 of the bench.
-        general: sha256 of the benchmark of general understanding; None where it was not asked.
+        general: answers to a benchmark of general understanding; None where none were handed in.
     """
 
     folder: Path
@@ -67,7 +68,7 @@ class Report:
     checkpoint: str
     splits: str
     bench: str
-    general: str | None
+    general: Answers | None = None
 
     @classmethod
     def read(cls, folder: Path, version: str) -> Report:
@@ -84,27 +85,22 @@ class Report:
                 metrics["identity"]["splits"],
                 metrics["protocol"]["bench_sha256"],
             )
-            general = metrics["protocol"].get("general_sha256")
-            whole = [_HASH.fullmatch(text) for text in named[:2]]
-            whole += [_SHA256.fullmatch(text) for text in (named[2], general) if text is not None]
+            whole = [*map(_HASH.fullmatch, named[:2]), _SHA256.fullmatch(named[2])]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RegistryError(f"{path}: cannot be read ({type(error).__name__}); make benchmark again") from error
         if not all(whole):
             raise RegistryError(f"{path}: checkpoint, release or bench is no hash; make benchmark again")
-        return cls(folder, version, *named, general)
+        return cls(folder, version, *named)
 
     def tags(self) -> dict[str, str]:
         """What a version is tagged with, so that everything behind it can be found."""
-        tags = {
+        return {
             "dvc.checkpoint": self.checkpoint,
             "dvc.splits": self.splits,
             "dvc.benchmark": self.version,
             "bench.sha256": self.bench,
             f"sha256.{PREDICTIONS}": sha256_of(self.folder / PREDICTIONS),
         }
-        if self.general and (self.folder / GENERAL).is_file():
-            tags |= {"general.sha256": self.general, f"sha256.{GENERAL}": sha256_of(self.folder / GENERAL)}
-        return tags
 
 
 @dataclass(frozen=True)
@@ -180,6 +176,8 @@ class Registry:
         """
         client, found = self._client, self._version_of(report.checkpoint)
         tags = {**report.tags(), "promotion.run_id": run_id}
+        if report.general is not None:
+            tags |= self._log_general(report.general, run_id)
         if found is None:
             if not self._exists():
                 client.create_registered_model(MODEL, description="Checkpoints; DVC holds their bytes.")
@@ -194,6 +192,14 @@ class Registry:
         if self._aliases().get(CHAMPION) != int(found.version):
             client.set_registered_model_alias(MODEL, CHALLENGER, found.version)
         return self.standing(int(found.version))
+
+    def _log_general(self, general: Answers, run_id: str) -> dict[str, str]:
+        """Keep the answers as an artifact, and say by tags which they are: they outlive later reports of a version."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / GENERAL
+            write_answers(path, general)
+            self._client.log_artifact(run_id, str(path))
+            return {"general.sha256": general.bench, "general.run_id": run_id, f"sha256.{GENERAL}": sha256_of(path)}
 
     def _exists(self) -> bool:
         return bool(self._client.search_registered_models(filter_string=f"name = '{MODEL}'", max_results=1))
@@ -211,16 +217,16 @@ class Registry:
             RegistryError: they are gone, or are not the ones that were judged.
             ComparisonError: they cannot be read.
         """
-        with self._artifact(standing, PREDICTIONS) as path:
+        with self._artifact(standing, PREDICTIONS, "promotion.run_id") as path:
             return read_scores(path, standing.tags.get("bench.sha256", ""))
 
     def general(self, standing: Standing) -> Answers:
         """Its answers to a benchmark of general understanding; errors as `scores`."""
-        with self._artifact(standing, GENERAL) as path:
+        with self._artifact(standing, GENERAL, "general.run_id") as path:
             return read_answers(path, standing.tags.get("general.sha256", ""))
 
     @contextmanager
-    def _artifact(self, standing: Standing, file: str) -> Iterator[Path]:
+    def _artifact(self, standing: Standing, file: str, run_tag: str) -> Iterator[Path]:
         from mlflow.artifacts import download_artifacts
         from mlflow.exceptions import MlflowException
 
@@ -229,7 +235,7 @@ class Registry:
         again = "make the benchmark of its checkpoint again, or override with `dsr promote --by NAME --reason TEXT`"
         with tempfile.TemporaryDirectory() as folder:
             try:
-                run = standing.tags["promotion.run_id"]
+                run = standing.tags[run_tag]
                 path = Path(download_artifacts(run_id=run, artifact_path=file, dst_path=folder))
             except (KeyError, OSError, MlflowException) as error:
                 raise RegistryError(
@@ -330,8 +336,6 @@ def judge(
     answers = read_scores(report.folder / PREDICTIONS, report.bench)
     with tracking.run("promotion", tags, {}) as run:
         mlflow.log_artifact(str(report.folder / PREDICTIONS))
-        if report.general and (report.folder / GENERAL).is_file():
-            mlflow.log_artifact(str(report.folder / GENERAL))
         entered = registry.enter(report, run.info.run_id)
         if CHAMPION in entered.aliases:
             decision = stays_champion(entered.version, answers)
@@ -352,9 +356,15 @@ def _against_champion(registry: Registry, entered: Standing, answers: Scores, re
     return decide(answers, registry.scores(champion), release, _general(registry, entered, champion))
 
 
-def _general(registry: Registry, challenger: Standing, champion: Standing) -> Comparison | None:
-    """On general understanding; None unless both answered the same edition of that benchmark."""
-    if not all(f"sha256.{GENERAL}" in standing.tags for standing in (challenger, champion)):
+def _general(registry: Registry, challenger: Standing, champion: Standing) -> Comparison | str | None:
+    """On general understanding, as `decide` takes it: what the champion was asked, the challenger has to be asked."""
+    tag = f"sha256.{GENERAL}"
+    if tag not in champion.tags:
         return None
+    remedy = "run `dsr evaluate` on that benchmark, then `dsr promote --general FOLDER`"
+    if tag not in challenger.tags:
+        return f"not measured, and the champion's is on record; {remedy}"
     first, second = registry.general(challenger), registry.general(champion)
-    return None if why_not_comparable(first, second) else compare(first.right, second.right, first.clip)
+    if why := why_not_comparable(first, second):
+        return f"{why}; {remedy}"
+    return compare(first.right, second.right, first.clip)

@@ -4,15 +4,19 @@ import shutil
 
 import dagster as dg
 import mlflow
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from assets.benchmark.comparison import ComparisonError
 from assets.identity import Identity
 from assets.tracking import Tracking
 from assets.workspace import Workspace
 from orchestration.cli import app
 from orchestration.instance import open_instance
+from orchestration.promotion import decide_if_due, decide_with_general
 from orchestration.run import known_version
+from tests.assets.benchmark.test_comparison import write_evaluation
 from tests.orchestration.conftest import call
 
 
@@ -33,7 +37,7 @@ def version_tags(workspace) -> dict[str, str]:
     return mlflow.MlflowClient().get_model_version("dsr", "1").tags
 
 
-def test_a_run_ends_in_a_decision_that_names_what_it_is_about(own):
+def test_a_run_ends_in_a_decision_that_names_what_it_is_about(own, tmp_path):
     shown = call(own, "dsr", "promote")
     assert shown.returncode == 0, shown.stderr
     assert "version 1" in shown.stdout and "blind score at chance" in shown.stdout
@@ -45,15 +49,23 @@ def test_a_run_ends_in_a_decision_that_names_what_it_is_about(own):
     assert "splits:must_hold" in tags["promotion.reason"] and "questions:blind_audit" in tags["promotion.reason"]
     instance = open_instance(Workspace(own))
     assert known_version(instance, dg.AssetKey("promotion"), None) == identity.locked_hash("benchmark")
+    asked = write_evaluation(tmp_path / "asked", np.ones(8), checkpoint=identity.locked_hash("checkpoint"))
+    decide_with_general(Workspace(own), asked)
+    assert version_tags(own)["general.sha256"] != tags["bench.sha256"]
+    assert known_version(instance, dg.AssetKey("promotion"), None) == identity.locked_hash("benchmark")
+    with pytest.raises(ComparisonError, match="another model was asked"):
+        decide_with_general(Workspace(own), write_evaluation(tmp_path / "others", np.ones(8)))
 
 
 @pytest.mark.parametrize("given", [("--by", "Ada"), ("--reason", "why"), ("--version", "1")])
 def test_half_an_override_is_refused(given):
     refused = CliRunner().invoke(app, ["promote", *given])
     assert refused.exit_code == 2 and "--by NAME and --reason TEXT" in refused.output
+    both = CliRunner().invoke(app, ["promote", *given, "--general", "folder"])
+    assert both.exit_code == 2 and "--general is for the rule" in both.output
 
 
-def test_a_person_overrules_with_name_and_reason(own):
+def test_a_person_overrules_with_name_and_reason(own, monkeypatch):
     Tracking(own).prepare()
     client = mlflow.MlflowClient()
     client.delete_registered_model_alias("dsr", "champion")
@@ -61,14 +73,16 @@ def test_a_person_overrules_with_name_and_reason(own):
     refused = call(own, "dsr", "promote", "--by", "Ada", "--reason", " ")
     assert (refused.returncode, len(refused.stderr.strip().splitlines())) == (2, 1)
     assert "--reason: 0 characters" in refused.stderr
-    done = call(own, "dsr", "promote", "--by", "Ada", "--reason", "the <b>demo</b> needs it", "--version", "1")
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setenv("DSR_WORKSPACE", str(own))
+    monkeypatch.setenv("DAGSTER_HOME", str(own / ".dagster"))
+    given = ["promote", "--by", "Ada", "--reason", "the <b>demo</b> needs it", "--version", "1"]
+    done = CliRunner().invoke(app, given)
+    assert done.exit_code == 0, done.output
     assert "by Ada, overriding the rule" in done.stdout
     tags = version_tags(own)
     assert (tags["promotion.kind"], tags["promotion.by"]) == ("override", "Ada")
     assert tags["promotion.reason"] == "the <b>demo</b> needs it"
     event = open_instance(Workspace(own)).get_latest_materialization_event(dg.AssetKey("promotion"))
     assert event.asset_materialization.metadata["decided_by"].value == "Ada"
-    again = call(own, "dsr", "run")
-    assert "nothing was run" in again.stdout
+    assert not decide_if_due(Workspace(own))
     assert version_tags(own) == tags

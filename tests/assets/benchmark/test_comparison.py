@@ -12,8 +12,10 @@ from assets.benchmark.comparison import (
     compare_evaluations,
     comparison_lines,
     read_answers,
+    read_general,
     read_scores,
     why_not_comparable,
+    write_answers,
 )
 from tests.assets.benchmark.answers import BENCH, draw_answers
 
@@ -88,13 +90,14 @@ def test_clips_of_one_mind_are_no_fifty_questions():
     assert found.p_better > 0.025 and found.difference.low <= 0
 
 
-def write_evaluation(folder, scores, blind=False, **suite):
+def write_evaluation(folder, scores, blind=False, checkpoint=None, **suite):
     """What `dsr evaluate` writes, of four questions a clip."""
     folder.mkdir()
     n = len(scores)
     head = {"name": "vlm4d", "sha256": BENCH, "version": "1"} | suite
     protocol = {"name": "letters", "blind": blind}
-    (folder / "metrics.json").write_text(json.dumps({"suite": head, "reader": {"name": "m"}, "protocol": protocol}))
+    whose = {"reader": {"name": "m"}, "identity": {"checkpoint": checkpoint}}
+    (folder / "metrics.json").write_text(json.dumps({"suite": head, "protocol": protocol, **whose}))
     video = [f"video {i // 4}" for i in range(n)]
     columns = {
         "item_id": [f"q{i:03d}" for i in range(n)],
@@ -147,3 +150,20 @@ def test_different_questions_are_refused_in_one_line(tmp_path):
         with pytest.raises(ComparisonError, match=says) as raised:
             compare_evaluations(first, other)
         assert "\n" not in str(raised.value)
+
+
+def test_general_understanding_is_read_of_the_judged_checkpoint_alone(tmp_path):
+    own = write_evaluation(tmp_path / "own", np.tile([1.0, 0.0], 8), checkpoint="c" * 32)
+    answers = read_general(own, "c" * 32)
+    assert answers.right.sum() == 8 and answers.right.dtype == bool
+    write_answers(tmp_path / "kept.parquet", answers)
+    kept = read_answers(tmp_path / "kept.parquet", answers.bench)
+    assert why_not_comparable(kept, answers) is None and (kept.right == answers.right).all()
+    for says, folder in {
+        "another model was asked": write_evaluation(tmp_path / "a", np.ones(8)),
+        "dddddddddddd was asked": write_evaluation(tmp_path / "b", np.ones(8), checkpoint="d" * 32),
+        "without the videos": write_evaluation(tmp_path / "c", np.ones(8), blind=True, checkpoint="c" * 32),
+        "neither right nor wrong": write_evaluation(tmp_path / "d", np.full(8, 0.5), checkpoint="c" * 32),
+    }.items():
+        with pytest.raises(ComparisonError, match=says):
+            read_general(folder, "c" * 32)

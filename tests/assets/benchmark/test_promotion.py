@@ -74,6 +74,7 @@ def test_one_that_forgot_general_understanding_is_not(scores):
         return compare(scores(first, seed=5).right, scores(second, seed=6).right, scores(first).clip)
 
     challenger, champion = scores(0.8), scores(0.5, seed=1)
+    assert failed(decide(challenger, champion, RELEASE, "not asked")) == ["general understanding no worse"]
     assert failed(decide(challenger, champion, RELEASE, general(0.4, 0.7))) == ["general understanding no worse"]
     kept = decide(challenger, champion, RELEASE, general(0.6, 0.6))
     assert kept.promoted and kept.criteria[1].measured and "general_p_worse" in kept.numbers

@@ -1,11 +1,13 @@
 """The registry, on a real MLflow store."""
 
+import dataclasses
 import json
 
 import mlflow
 import pyarrow.parquet as pq
 import pytest
 
+from assets.benchmark.comparison import read_answers
 from assets.benchmark.promotion import ReleaseChecks
 from assets.benchmark.registry import Registry, RegistryError, Report, judge
 from assets.tracking import Tracking
@@ -40,13 +42,14 @@ def tracking(tmp_path, store, monkeypatch):
 def judged(tracking, tmp_path):
     """Judge a checkpoint, named by one letter, that is right as often as said."""
 
-    def judge_one(letter, accuracy, seed=0, bench="b" * 64, version="9" * 32, general=None, **kind):
+    def judge_one(letter, accuracy, seed=0, bench="b" * 64, version="9" * 32, general=None, edition="a", **kind):
         folder = tmp_path / "report"
-        protocol = {"general_sha256": "a" * 64} if general else {}
-        write_report(folder, draw_answers(accuracy, seed=seed, **kind), letter * 32 + ".dir", bench, **protocol)
+        write_report(folder, draw_answers(accuracy, seed=seed, **kind), letter * 32 + ".dir", bench)
+        report = Report.read(folder, version + ".dir")
         if general:
             pq.write_table(draw_answers(general, seed=seed + 100, prefix="g"), folder / "general.parquet")
-        return judge(tracking, Report.read(folder, version + ".dir"), RELEASE, {})
+            report = dataclasses.replace(report, general=read_answers(folder / "general.parquet", edition * 64))
+        return judge(tracking, report, RELEASE, {})
 
     return judge_one
 
@@ -92,8 +95,14 @@ def test_general_understanding_is_compared_where_both_answered_it(judged):
     worse, decision = judged("b", 0.8, seed=1, general=0.3)
     assert decision.verdict == "not promoted" and worse.aliases == ("challenger",)
     assert [part.name for part in decision.criteria if not part.passed] == ["general understanding no worse"]
-    _, unmeasured = judged("c", 0.8, seed=2)
-    assert unmeasured.promoted and "not measured" in unmeasured.reason
+    _, decision = judged("c", 0.8, seed=2)
+    assert "not measured, and the champion's is on record; run `dsr evaluate`" in decision.reason
+    _, other = judged("c", 0.8, seed=2, general=0.7, edition="e")
+    assert "one was measured on bench eeee" in other.reason and not (decision.promoted or other.promoted)
+    # What was handed in once stays on record, also where the champion's report is made again without it.
+    judged("a", 0.5)
+    _, decision = judged("c", 0.8, seed=2, general=0.7)
+    assert decision.promoted and decision.criteria[1].measured
 
 
 def test_a_person_may_overrule_and_that_is_on_record(judged, tracking):
