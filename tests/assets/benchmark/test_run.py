@@ -1,13 +1,7 @@
-"""One evaluation of a small suite: real videos, a checkpoint of a few steps, a real local endpoint, a real SIGKILL."""
+"""One evaluation of a small suite: real videos, a checkpoint of a few steps, a real local endpoint."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -314,52 +308,7 @@ def test_an_endpoint_is_shown_frames_and_asked_both_ways(found, clips, tmp_path)
             evaluated(reader, found, clips, tmp_path, ITEMS[3:4], LETTERS, out="no")
 
 
-ASK = """
-import sys
-from pathlib import Path
-from assets.benchmark.predictions import PredictionCache, ask_all
-from assets.benchmark.readers import EndpointReader, Manner, Places
-from models.data import Question
-from models.endpoint import Endpoint
-url, kept = sys.argv[1:]
-reader = EndpointReader(Endpoint(url, "m", attempts=1), 3, 1024, at_once=1)
-questions = [
-    Question(f"q{n}", f"{n:064x}", "shard-000000", "dir", f"Where is number {n}?", ("x", "y"), None) for n in range(6)
-]
-ask_all(reader, questions, {}, Places(Path(), Path()), Manner("generation", True, 4), PredictionCache(Path(kept)))
-"""
 BLIND = Manner(GENERATION, blind=True, max_tokens=4)
-
-
-def killed_questions():
-    return [question(f"q{n}", f"Where is number {n}?", clip=f"{n:064x}") for n in range(6)]
-
-
-def test_after_a_kill_it_goes_on_where_it_stopped(tmp_path):
-    with serving() as server:
-        # The fourth answer never comes, so that the process is killed while it waits for it.
-        server.script[:] = [(200, completion(f"answer {n}"), {}, 0.0 if n < 3 else 30.0) for n in range(4)]
-        kept = tmp_path / "kept.sqlite"
-        root = Path(__file__).resolve().parents[3]
-        process = subprocess.Popen(
-            [sys.executable, "-c", ASK, server.url, str(kept)], env={**os.environ, "PYTHONPATH": str(root)}
-        )
-        deadline = time.monotonic() + 60
-        while len(server.seen) < 4 and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
-        os.kill(process.pid, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        before = [body["messages"][0]["content"][-1]["text"] for _, body, _ in server.seen]
-        server.script[:] = [(200, completion("later"), {}, 0.0)]
-        places = Places(tmp_path, tmp_path)
-        replies = ask_all(endpoint(server), killed_questions(), {}, places, BLIND, PredictionCache(kept))
-        after = [body["messages"][0]["content"][-1]["text"] for _, body, _ in server.seen[4:]]
-        assert [reply.text for reply in replies] == ["answer 0", "answer 1", "answer 2", "later", "later", "later"]
-        assert [reply.item_id for reply in replies] == [f"q{n}" for n in range(6)]
-        # Only the one whose answer never came is asked a second time.
-        assert set(before) & set(after) == {before[3]} and len(after) == 3
-        assert ask_all(endpoint(server), killed_questions(), {}, places, BLIND, PredictionCache(kept)) == replies
-        assert len(server.seen) == 7
 
 
 def test_the_same_question_is_asked_once_however_often_it_stands_there(tmp_path):
