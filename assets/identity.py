@@ -10,8 +10,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from functools import cached_property
 from pathlib import Path
+
+_HASH = re.compile(r"[0-9a-f]{32}(\.dir)?")
 
 
 class IdentityError(ValueError):
@@ -132,6 +135,31 @@ class Identity:
             f"{self.output(name)}: missing, and neither DVC's cache nor a remote holds it ({reason}); "
             "ingest the videos again"
         )
+
+    def bring(self, version: str, folder: Path) -> None:
+        """Write the folder that DVC knows by a hash, from its cache, else from the remote; nothing tracked is touched.
+
+        Raises:
+            IdentityError: neither holds it whole.
+        """
+        from dvc.exceptions import DvcException
+        from dvc.fs import localfs
+        from dvc_data.hashfile import load
+        from dvc_data.hashfile.checkout import CheckoutError, checkout
+        from dvc_data.hashfile.hash_info import HashInfo
+        from dvc_objects.errors import ObjectFormatError
+
+        if not _HASH.fullmatch(version):
+            raise IdentityError(f"{version!r} is no hash of DVC's; name one out of dvc.lock")
+        info, cache = HashInfo("md5", version), self._repo.cache.local
+        try:
+            if not cache.exists(version) or not all(cache.exists(part.value) for *_, part in load(cache, info)):
+                self._repo.cloud.pull([info])
+            checkout(str(folder), localfs, load(cache, info), cache, force=True, quiet=True)
+        except (DvcException, CheckoutError, ObjectFormatError, OSError) as error:
+            raise IdentityError(
+                f"{version}: neither DVC's cache nor a remote holds it ({type(error).__name__}); `dvc fetch` it"
+            ) from error
 
     def refresh(self) -> None:
         """Read dvc.yaml and dvc.lock anew, after someone else committed."""

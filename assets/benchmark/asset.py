@@ -116,8 +116,10 @@ def promotion(
     config: PromotionConfig,
     workspace: WORKSPACE,
     tracking: dg.ResourceParam[Tracking],
+    benchmark_parameters: dg.ResourceParam[BenchmarkParameters],
 ) -> dg.MaterializeResult:
     """Whether the checkpoint becomes champion: decided by rule on the report, kept in MLflow's registry."""
+    from assets.benchmark.champion import measure_champion
     from assets.benchmark.comparison import read_general
     from assets.benchmark.registry import Report, judge
 
@@ -129,7 +131,11 @@ def promotion(
     if config.general:
         report = replace(report, general=read_general(Path(config.general), report.checkpoint))
     tags = {"dagster.run_id": context.run_id, "dagster.asset_key": "promotion", "dvc.benchmark": version}
-    standing, decision = judge(tracking, report, _release_checks(context.instance, identity, report.splits), tags)
+    checks = _release_checks(context.instance, identity, report.splits)
+    told = console_progress("champion on the new bench")
+    if why := measure_champion(workspace, identity, tracking, report, checks, benchmark_parameters, told):
+        context.log.warning(why)
+    standing, decision = judge(tracking, report, checks, tags)
     return dg.MaterializeResult(
         metadata={
             "verdict": decision.verdict,

@@ -1,6 +1,7 @@
 """Who is champion, through the commands that users type."""
 
 import shutil
+from dataclasses import replace
 
 import dagster as dg
 import mlflow
@@ -8,7 +9,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from assets.benchmark.comparison import ComparisonError
+from assets.benchmark.champion import measure_champion
+from assets.benchmark.comparison import ComparisonError, read_scores, why_not_comparable
+from assets.benchmark.parameters import BenchmarkParameters
+from assets.benchmark.promotion import ReleaseChecks
+from assets.benchmark.registry import Registry, Report
 from assets.identity import Identity
 from assets.tracking import Tracking
 from assets.workspace import Workspace
@@ -86,3 +91,31 @@ def test_a_person_overrules_with_name_and_reason(own, monkeypatch):
     assert event.asset_materialization.metadata["decided_by"].value == "Ada"
     assert not decide_if_due(Workspace(own))
     assert version_tags(own) == tags
+
+
+def test_the_champion_is_asked_a_new_bench_from_its_bytes_in_the_cache(own, tmp_path):
+    tracking, identity, workspace = Tracking(own), Identity(own), Workspace(own)
+    tracking.prepare()
+    client = mlflow.MlflowClient()
+    client.set_registered_model_alias("dsr", "champion", "1")
+    report = Report.read(workspace.benchmark, identity.locked_hash("benchmark"))
+    release = ReleaseChecks(report.splits, True)
+    challenger = replace(report, checkpoint="e" * 32 + ".dir")
+    asked = (workspace, identity, tracking, challenger, release, BenchmarkParameters(examples=0, resamples=200))
+    assert measure_champion(*asked) is None and version_tags(own)["bench.sha256"] == report.bench
+    before = read_scores(workspace.benchmark / "predictions.parquet", report.bench)
+
+    client.set_model_version_tag("dsr", "1", "bench.sha256", "d" * 64)
+    shutil.rmtree(workspace.checkpoint)
+    assert measure_champion(*asked) is None
+    champion = Registry(tracking).standing("champion")
+    assert champion.tags["bench.sha256"] == report.bench and champion.tags["promotion.kind"] == "rule"
+    now = Registry(tracking).scores(champion)
+    assert why_not_comparable(now, before) is None and (now.right == before.right).all()
+    assert not workspace.checkpoint.exists() and not list((own / ".cache").glob("tmp*"))
+
+    client.set_model_version_tag("dsr", "1", "bench.sha256", "d" * 64)
+    for checkpoint, says in (("f" * 32 + ".dir", "neither DVC's cache nor a remote holds it"), ("../x", "is no hash")):
+        client.set_model_version_tag("dsr", "1", "dvc.checkpoint", checkpoint)
+        assert says in measure_champion(*asked)
+    assert version_tags(own)["bench.sha256"] == "d" * 64
