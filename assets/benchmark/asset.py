@@ -57,7 +57,9 @@ def benchmark(
         {
             "report": dg.MetadataValue.path(str(workspace.benchmark / "report.html")),
             "accuracy": metrics["overall"]["accuracy"],
+            "macro_accuracy": metrics["macro"]["accuracy"],
             "blind_accuracy": metrics["blind"]["accuracy"],
+            **({"shuffled_accuracy": metrics["shuffled"]["accuracy"]} if metrics["shuffled"] else {}),
             "questions": metrics["overall"]["n"],
             "by_type": table(
                 [
@@ -90,11 +92,18 @@ def _track(tracking: Tracking, run_id: str, versions: dict[str, str], metrics: d
         tracking.log_dataset("bench", "data/splits/bench.parquet", versions["splits"], "evaluation")
         headline = {
             "bench/accuracy": metrics["overall"]["accuracy"],
+            "bench/macro": metrics["macro"]["accuracy"],
             "bench/blind": metrics["blind"]["accuracy"],
+            "bench/calibration_error": metrics["calibration"]["ece"],
+            "bench/position_bias": metrics["positions"]["bias"],
         }
+        if metrics["shuffled"]:
+            headline["bench/shuffled"] = metrics["shuffled"]["accuracy"]
         headline |= {f"bench/{name}": part["accuracy"] for name, part in metrics["by_type"].items()}
         mlflow.log_metrics(headline, model_id=model.model_id if model else None)
-        mlflow.log_artifact(str(workspace.benchmark / "report.html"))
+        for name in ("report.html", "report.md"):
+            mlflow.log_artifact(str(workspace.benchmark / name))
+        mlflow.log_artifacts(str(workspace.benchmark / "plots"), "plots")
         mlflow.log_text(json.dumps(metrics, indent=1, sort_keys=True), "metrics.json")
 
 
@@ -121,7 +130,7 @@ def promotion(
     """Whether the checkpoint becomes champion: decided by rule on the report, kept in MLflow's registry."""
     from assets.benchmark.champion import measure_champion
     from assets.benchmark.comparison import read_general
-    from assets.benchmark.registry import Report, judge
+    from assets.benchmark.registry import CHAMPION, Registry, Report, judge
 
     identity = Identity(workspace.root)
     version = identity.hash_on_disk("benchmark")
@@ -135,6 +144,7 @@ def promotion(
     told = console_progress("champion on the new bench")
     if why := measure_champion(workspace, identity, tracking, report, checks, benchmark_parameters, told):
         context.log.warning(why)
+    champion = Registry(tracking).standing(CHAMPION)
     standing, decision = judge(tracking, report, checks, tags)
     return dg.MaterializeResult(
         metadata={
@@ -142,6 +152,7 @@ def promotion(
             "decided_by": "rule",
             "version": standing.version,
             "checkpoint": report.checkpoint,
+            **_beside(champion, standing, tracking, workspace),
             "criteria": table(
                 [
                     {"criterion": part.name, "holds": part.passed if part.measured else "-", "reason": part.reason}
@@ -152,6 +163,31 @@ def promotion(
         },
         data_version=dg.DataVersion(version),
     )
+
+
+def _beside(champion, standing, tracking: Tracking, workspace) -> dict[str, dg.MetadataValue]:
+    """The report once more beside the champion that the checkpoint met, among the artifacts of the decision."""
+    from mlflow import MlflowClient
+
+    from assets.benchmark.baseline import Baseline
+    from assets.benchmark.folder import ReportError, page_against
+    from assets.benchmark.registry import Registry
+    from assets.benchmark.tasks import TaskError
+
+    if champion is None or champion.version == standing.version:
+        return {}
+    baseline = Baseline(f"the champion, version {champion.version}", Registry(tracking).scores(champion))
+    data = workspace.root / "data"
+    try:
+        page, summary = page_against(
+            workspace.benchmark, workspace.splits, data / "videos", data / "geometry", baseline
+        )
+    except (ReportError, TaskError) as error:
+        # The decision rests on answers alone and stands; only clips to show are missing.
+        return {"beside_champion": dg.MetadataValue.text(str(error))}
+    client = MlflowClient(tracking_uri=tracking.uri)
+    client.log_text(standing.tags["promotion.run_id"], page, "beside_champion.html")
+    return {"beside_champion": dg.MetadataValue.md(summary[:8000])}
 
 
 def _release_checks(instance: dg.DagsterInstance, identity: Identity, release: str):

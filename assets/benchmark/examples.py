@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from assets.benchmark.above import View, from_above
 from assets.benchmark.parameters import BenchmarkParameters
 from assets.geometry.marks import CAMERA, pointed
 from models.pixels import Marks, draw_marks
@@ -57,39 +58,61 @@ class Example:
     targets: list[tuple[str, str]]
     options: list[Option]
     pictures: list[Picture]
-    view: str | None
+    view: View | None
     estimator: str
+    group: str = "sample"
+    before_right: bool | None = None
 
 
-def choose_examples(table: pa.Table, right: np.ndarray, count: int) -> list[int]:
-    """Rows that together show much: many types, as many right answers as wrong ones, many clips.
+@dataclass(frozen=True)
+class Choice:
+    """A row to show, and the group it is shown in: "hardest", "improved", "lost" or "sample"."""
+
+    row: int
+    group: str
+
+
+def choose_examples(
+    table: pa.Table, model: np.ndarray, before: np.ndarray, right: np.ndarray, before_right: np.ndarray, count: int
+) -> list[Choice]:
+    """Rows to show: a third the hardest, a third the most improved and lost, the rest a sample that no outcome chose.
+
+    Hardest are wrong answers with the least share on the truth. Improved are questions that only the model has right,
+    those first whose share on the truth grew most; lost are those that only the other reader has right, the most
+    shrunk first. Within a group types take turns, and clips within a type. Where a group runs out, the sample fills up.
 
     Args:
         table: (n rows) questions with `type, clip, qa_id`.
+        model: (n,) share that the model gave the truth.
+        before: (n,) the same of the reader it is held against; its outcome where shares are not known.
         right: (n,) bool, whether the model answered each.
+        before_right: (n,) bool, of the other reader.
         count: how many rows to choose.
 
     Returns:
-        Row numbers, right and wrong by turns where there are both. The choice depends on the questions and their
-        outcomes only: among equals, a hash of the question decides.
+        Rows in groups. The choice does not depend on the rows' order: among equals, a hash of the question decides.
     """
-    types, clips, identities = (table[name].to_pylist() for name in ("type", "clip", "qa_id"))
-    order = [hashlib.sha256(str(identity).encode()).hexdigest() for identity in identities]
-    left = set(range(len(types)))
-    seen_types, seen_outcomes, seen_clips = Counter(), Counter(), Counter()
-    chosen: list[int] = []
-    while left and len(chosen) < count:
-        row = min(
-            left,
-            key=lambda i: (seen_outcomes[bool(right[i])], seen_types[types[i]], seen_clips[clips[i]], order[i]),
-        )
-        both_left = len({bool(right[i]) for i in left}) == 2
-        left.remove(row)
-        chosen.append(row)
-        seen_types[types[row]] += 1
-        seen_clips[clips[row]] += 1
-        seen_outcomes[bool(right[row])] += both_left
-    return chosen
+    order = [hashlib.sha256(str(identity).encode()).hexdigest() for identity in table["qa_id"].to_pylist()]
+    gain = model - before
+    third = count // 3
+    wanted = (
+        ("hardest", ~right, model, third),
+        ("improved", right & ~before_right, -gain, third - third // 3),
+        ("lost", before_right & ~right, gain, third // 3),
+        ("sample", np.ones(len(order), bool), np.zeros(len(order)), count),
+    )
+    types, clips = table["type"].to_pylist(), table["clip"].to_pylist()
+    chosen: dict[int, str] = {}
+    for group, among, rank, most in wanted:
+        seen_types, seen_clips = Counter(), Counter()
+        left = {int(i) for i in np.flatnonzero(among)} - chosen.keys()
+        for _ in range(min(most, len(left), count - len(chosen))):
+            row = min(left, key=lambda i: (seen_types[types[i]], seen_clips[clips[i]], float(rank[i]), order[i]))
+            left.remove(row)
+            chosen[row] = group
+            seen_types[types[row]] += 1
+            seen_clips[clips[row]] += 1
+    return [Choice(row, group) for row, group in chosen.items()]
 
 
 def draw_example(
@@ -99,6 +122,8 @@ def draw_example(
     videos: Path,
     geometry: Path,
     parameters: BenchmarkParameters,
+    group: str = "sample",
+    before_right: bool | None = None,
 ) -> Example:
     """Everything the report shows of one question.
 
@@ -109,12 +134,13 @@ def draw_example(
         videos: folder holding `<shard>/frames/<clip>.safetensors`.
         geometry: folder holding `<shard>/<clip>.safetensors`.
         parameters: how many pictures, how large.
+        group: as `Choice`.
+        before_right: whether the baseline answered it; None without a baseline.
 
     Raises:
         RecordError: the scene record cannot be read.
     """
     from assets.geometry.record import load
-    from assets.geometry.view import trajectories_from_above
 
     file = f"{row['clip']}.safetensors"
     fields = ["timestamps", "world_from_camera", "boxes", "centers_world", "forward_world", "is_agent"]
@@ -122,6 +148,9 @@ def draw_example(
     named = dict.fromkeys([*row["targets"], row["viewpoint_subject"]])
     things = [record.names.index(name) for name in named if name in record.names and name != CAMERA]
     colours = {thing: TARGET_COLOURS[i % len(TARGET_COLOURS)] for i, thing in enumerate(things)}
+    called = {thing: _called(record, thing) for thing in things}
+    pictures = _pictures(videos / row["shard"] / "frames" / file, record, row, colours, parameters)
+    asked, shown = (row["interval_start"], row["interval_end"]), [picture.seconds for picture in pictures]
     truth = LETTERS.index(row["answer"])
     return Example(
         qa_id=row["qa_id"],
@@ -133,14 +162,16 @@ def draw_example(
         start=row["interval_start"],
         end=row["interval_end"],
         hidden_after=row["visible_until"],
-        targets=[(_called(record, thing), colour) for thing, colour in colours.items()],
+        targets=[(called[thing], colour) for thing, colour in colours.items()],
         options=[
             Option(letter, text, i == truth, i == int(np.argmax(model)), float(model[i]), float(blind[i]))
             for i, (letter, text) in enumerate(zip(LETTERS, row["options"], strict=True))
         ],
-        pictures=_pictures(videos / row["shard"] / "frames" / file, record, row, colours, parameters),
-        view=None if record.status == "refused" else _data_uri(trajectories_from_above(record), "image/png"),
+        pictures=pictures,
+        view=from_above(record, colours, called, asked, row["visible_until"], shown),
         estimator=row["estimator"],
+        group=group,
+        before_right=before_right,
     )
 
 

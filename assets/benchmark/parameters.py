@@ -11,6 +11,7 @@ class BenchmarkParameters(BaseModel):
     batch_clips: int = Field(4, ge=1, description="Clips answered at once; their questions share one encoding.")
     resamples: int = Field(2000, ge=200, description="Draws of clips behind every interval.")
     seed: int = Field(0, ge=0, description="Another seed draws the clips anew.")
+    shuffled: bool = Field(True, description="Also ask every question about another clip, as a control.")
     calibration_bins: int = Field(10, ge=2, le=50, description="Bins of confidence between 0 and 1.")
     examples: int = Field(12, ge=0, le=24, description="Worked examples shown in the report.")
     frames_per_example: int = Field(4, ge=1, le=8, description="Frames shown with each worked example.")

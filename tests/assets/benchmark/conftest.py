@@ -23,6 +23,7 @@ OPTIONS = [
     "The distance keeps nearly constant",
     "(1) The distance becomes larger (2) The distance becomes smaller",
 ]
+STATES = [["larger"], ["smaller"], ["nearly constant"], ["larger", "smaller"]]
 MOVERS = ["red robot", "blue crate", "green car", "yellow dog"]
 HOSTILE = "<script>alert(1)</script> & | *dog*"
 TYPES = ["abs_dis", "rel_dis"]
@@ -32,6 +33,11 @@ def distances(pattern: int) -> np.ndarray:
     """(T,) distance of a mover from the pillar, as its option says."""
     rising = np.linspace(2, 5, FRAMES)
     return [rising, rising[::-1], np.full(FRAMES, 3.0), 5 - np.abs(np.linspace(-3, 3, FRAMES))][pattern]
+
+
+def pattern_of(number: int, mover: int) -> int:
+    """Which option is true of a mover of a clip: another one in the next clip."""
+    return (number + mover) % 4
 
 
 def clip_of(number: int) -> str:
@@ -47,8 +53,8 @@ def write_scene(root: Path, number: int, names: list[str]) -> None:
     centers, boxes = np.zeros((5, FRAMES, 3)), np.zeros((5, FRAMES, 4))
     boxes[0] = [28, 18, 36, 30]
     for i in range(4):
-        centers[i + 1, :, 0] = distances(i) * np.cos(i)
-        centers[i + 1, :, 2] = distances(i) * np.sin(i)
+        centers[i + 1, :, 0] = distances(pattern_of(number, i)) * np.cos(i)
+        centers[i + 1, :, 2] = distances(pattern_of(number, i)) * np.sin(i)
         corner = np.stack([30 + 5 * centers[i + 1, :, 0], 22 + 3 * centers[i + 1, :, 2]], -1)
         boxes[i + 1] = np.concatenate([corner, corner + 6], -1)
     centers[..., 2] += 10
@@ -90,14 +96,14 @@ def question_rows(number: int, split: str, names: list[str]) -> list[dict]:
                     "type": kind,
                     "question": f"How does the distance between the pillar and the {name} of clip {number} change?",
                     "options": OPTIONS,
-                    "answer": "ABCD"[i],
+                    "answer": "ABCD"[pattern_of(number, i)],
                     "viewpoint_kind": kind[:3],
                     "viewpoint_subject": "camera",
                     "viewpoint_time": 0.0 if kind[:3] == "abs" else None,
                     "targets": ["pillar", name],
                     "interval_start": 0.0,
                     "interval_end": 3.5,
-                    "states": ["x"] * (2 if i == 3 else 1),
+                    "states": STATES[pattern_of(number, i)],
                     "evidence": json.dumps({"distance": [2.0, 5.0]}),
                     "stability": 1.0,
                     "visible_until": None,
@@ -154,7 +160,9 @@ def measuring_reader(checkpoint, questions, videos, geometry, *, blind=False, ba
             scores = -np.array([len(option) for option in row["options"]]) / 20.0
         else:
             record = load(geometry / row["shard"] / f"{row['clip']}.safetensors", ["centers_world", "timestamps"])
-            first, second = (record.centers_world[record.names.index(name)] for name in row["targets"])
+            # What another clip does not show is looked for in vain, and its last thing taken instead.
+            places = [record.names.index(name) if name in record.names else -1 for name in row["targets"]]
+            first, second = record.centers_world[places]
             measured = np.linalg.norm(second - first, axis=-1)
             steps = [0, FRAMES - 1] if int(row["clip"], 16) % 3 == 0 else range(FRAMES)
             errors = [np.abs(np.diff(measured[steps]) - np.diff(distances(i)[steps])).sum() for i in range(4)]

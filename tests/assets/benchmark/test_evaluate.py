@@ -34,7 +34,7 @@ def test_the_folder_holds_what_was_promised(evaluated):
         "predictions.parquet",
         "report.html",
         "report.md",
-        *(f"plots/{name}.csv" for name in ("by_type", "by_states", "calibration", "letters")),
+        *(f"plots/{name}.csv" for name in ("by_type", "by_states", "calibration", "confusion", "letters", "positions")),
     }
     assert json.loads((evaluated.out / "metrics.json").read_text()) == evaluated.metrics
 
@@ -66,6 +66,8 @@ def test_the_reader_that_measures_beats_its_blind_self(evaluated):
     assert metrics["letters"]["truth"] == dict.fromkeys("ABCD", 0.25)
     assert metrics["letters"]["blind"]["C"] == 0
     assert metrics["by_states"]["2 states"]["n"] == 12
+    assert metrics["shuffled"]["accuracy"] < 0.4 and metrics["shuffled"]["difference"]["ci95"][0] > 0
+    assert metrics["baseline"] is None
     assert set(metrics["by_viewpoint"]) == {"camera, frozen", "camera, moving along"}
     assert metrics["missing"] == {"n": 0, "questions": []}
     assert metrics["repeated_in_train"] == 0
@@ -85,8 +87,24 @@ def test_the_readers_get_no_answers_and_the_whole_bench(world, tmp_path, reader,
         return reader(checkpoint, questions, videos, geometry, **how)
 
     run(world, tmp_path / "benchmark", watching, identity, parameters)
-    assert [entry[1:] for entry in seen] == [(48, False, 4), (48, True, 4)]
+    assert [entry[1:] for entry in seen] == [(48, False, 4), (48, True, 4), (48, False, 4)]
     assert all("answer" not in columns for columns, *_ in seen)
+
+
+def test_the_control_of_another_clip_can_be_left_out(world, tmp_path, reader, identity, parameters):
+    seen = []
+
+    def watching(checkpoint, questions, videos, geometry, **how):
+        seen.append(how["blind"])
+        return reader(checkpoint, questions, videos, geometry, **how)
+
+    plain = parameters.model_copy(update={"shuffled": False})
+    metrics = run(world, tmp_path / "benchmark", watching, identity, plain)
+    assert seen == [False, True]
+    assert metrics["shuffled"] is None and "shuffled" not in metrics["by_type"]["abs_dis"]
+    page = (tmp_path / "benchmark" / "report.html").read_text()
+    assert "Questions were not asked about another clip" in page and "same model, another clip" not in page
+    assert "shuffled" not in (tmp_path / "benchmark" / "plots" / "by_type.csv").read_text()
 
 
 def test_same_inputs_same_bytes(evaluated, world, tmp_path, reader, identity, parameters):
@@ -147,6 +165,21 @@ def test_questions_that_cannot_be_asked_are_counted_not_scored(own_world, reader
 
 def test_published_figures_are_marked_as_context(evaluated):
     published = {row["model"]: row for row in evaluated.metrics["published"]}
-    assert set(published) == {"GPT-4o", "Gemini-2.5-Pro", "Qwen2.5-VL-7B", "VG-LLM", "GSM, 50K"}
-    assert all("published, other data" in row["source"] and len(row["by_type"]) == 13 for row in published.values())
-    assert published["GSM, 50K"]["overall"] == 0.589
+    assert all("published, other data" in row["source"] for row in published.values())
+    assert published["GSM, 50K"]["overall"] == 0.589 and published["GSM, 50K"]["by_type"]["abs_dis"] == 0.87
+    assert [name for name, row in published.items() if row["charted"]] == ["Qwen2.5-VL-7B", "GSM, 50K"]
+    full = [row for row in published.values() if row["by_type"]]
+    # Shares of the 13 types whose mean over 1,484 questions is the published average, which lies between their ends.
+    assert all(min(row["by_type"].values()) < row["overall"] < max(row["by_type"].values()) for row in full)
+    assert len(full) == 16 and all(len(row["by_type"]) == 13 for row in full)
+
+
+def test_plots_hold_what_the_charts_show(evaluated):
+    tables = {path.stem: path.read_text().splitlines() for path in (evaluated.out / "plots").iterdir()}
+    assert tables["by_type"][0] == "type,accuracy,low,high,blind,shuffled,chance,n"
+    assert len(tables["confusion"]) == 1 + 48 and set(tables["confusion"][1:]) <= {
+        f"{a},{b}" for a in "ABCD" for b in "ABCD"
+    }
+    right = sum(row[0] == row[2] for row in tables["confusion"][1:])
+    assert right / 48 == pytest.approx(evaluated.metrics["overall"]["accuracy"], abs=1e-6)
+    assert [row[0] for row in tables["positions"][1:]] == list("ABCD")
