@@ -128,6 +128,7 @@ def promotion(
     benchmark_parameters: dg.ResourceParam[BenchmarkParameters],
 ) -> dg.MaterializeResult:
     """Whether the checkpoint becomes champion: decided by rule on the report, kept in MLflow's registry."""
+    from assets.benchmark.beside import log_beside
     from assets.benchmark.champion import measure_champion
     from assets.benchmark.comparison import read_general
     from assets.benchmark.registry import CHAMPION, Registry, Report, judge
@@ -146,13 +147,17 @@ def promotion(
         context.log.warning(why)
     champion = Registry(tracking).standing(CHAMPION)
     standing, decision = judge(tracking, report, checks, tags)
+    data = workspace.root / "data"
+    summary = log_beside(
+        tracking, champion, standing, workspace.benchmark, workspace.splits, data / "videos", data / "geometry"
+    )
     return dg.MaterializeResult(
         metadata={
             "verdict": decision.verdict,
             "decided_by": "rule",
             "version": standing.version,
             "checkpoint": report.checkpoint,
-            **_beside(champion, standing, tracking, workspace),
+            **({"beside_champion": dg.MetadataValue.md(summary[:8000])} if summary else {}),
             "criteria": table(
                 [
                     {"criterion": part.name, "holds": part.passed if part.measured else "-", "reason": part.reason}
@@ -163,31 +168,6 @@ def promotion(
         },
         data_version=dg.DataVersion(version),
     )
-
-
-def _beside(champion, standing, tracking: Tracking, workspace) -> dict[str, dg.MetadataValue]:
-    """The report once more beside the champion that the checkpoint met, among the artifacts of the decision."""
-    from mlflow import MlflowClient
-
-    from assets.benchmark.baseline import Baseline
-    from assets.benchmark.folder import ReportError, page_against
-    from assets.benchmark.registry import Registry
-    from assets.benchmark.tasks import TaskError
-
-    if champion is None or champion.version == standing.version:
-        return {}
-    baseline = Baseline(f"the champion, version {champion.version}", Registry(tracking).scores(champion))
-    data = workspace.root / "data"
-    try:
-        page, summary = page_against(
-            workspace.benchmark, workspace.splits, data / "videos", data / "geometry", baseline
-        )
-    except (ReportError, TaskError) as error:
-        # The decision rests on answers alone and stands; only clips to show are missing.
-        return {"beside_champion": dg.MetadataValue.text(str(error))}
-    client = MlflowClient(tracking_uri=tracking.uri)
-    client.log_text(standing.tags["promotion.run_id"], page, "beside_champion.html")
-    return {"beside_champion": dg.MetadataValue.md(summary[:8000])}
 
 
 def _release_checks(instance: dg.DagsterInstance, identity: Identity, release: str):

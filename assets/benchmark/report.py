@@ -6,6 +6,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from assets.benchmark.above import SIDE
+from assets.benchmark.confusion import OTHERS
 from assets.benchmark.published import CAVEATS
 from assets.checkpoints.card import escape_markdown, flatten
 
@@ -337,6 +338,7 @@ def _render(metrics: Mapping[str, Any], examples: "list[Example]") -> str:
         charted=[row for row in metrics["published"] if row["charted"]],
         caveats=CAVEATS,
         confusions=_confusions(metrics["confusion"]),
+        others=OTHERS,
         side=SIDE,
         style=room.joinpath("report.css").read_text(encoding="utf-8"),
         identity=flatten(metrics["identity"]),
