@@ -16,13 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
-from transformers import initialization as init
 
 from models.attention import FLOAT32
 from models.batch import TEXT_TYPE, VIDEO_TYPE, GeometryInputs, TreeBatch, with_geometry_slots
 from models.fusion import Addition, Concatenation, GatedFusion, Scene
 from models.grounding import spoken
-from models.gsm import QUERY_SPREAD, GeometrySelection, Selection, merged_size
+from models.gsm import GeometrySelection, Selection, merged_size
 from models.parameters import ParameterError
 from models.pixels import MERGE, Patching
 
@@ -117,7 +116,7 @@ class Attachment:
     def _init_weights(self, module: torch.nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, GeometrySelection):
-            init.normal_(module.queries, std=QUERY_SPREAD)
+            module.begin()
 
     @property
     def variant(self) -> str:
@@ -169,6 +168,7 @@ class Attachment:
         with_attention: bool = False,
         with_looks: bool = False,
         words_learn: bool = True,
+        blinkers: Tensor | None = None,
     ) -> Selection:
         """GSM alone, from the questions' words and the priors; where words do not learn they have no gradient."""
         words = self.get_input_embeddings()(geometry.question)
@@ -181,6 +181,7 @@ class Attachment:
             geometry.owner,
             with_attention=with_attention,
             with_looks=with_looks,
+            blinkers=blinkers,
         )
 
     def read(self, batch: TreeBatch, with_attention: bool = False, with_looks: bool = False) -> Reading:
@@ -332,7 +333,7 @@ class Attachment:
             selection = self.select(geometry, with_attention or any(hidden), with_looks)
             tokens = list(selection.tokens)
             if self.fusion is not None:
-                cells = self.gsm.prior(geometry.prior, geometry.prior_grid, geometry.prior_times)[0]
+                cells = self.gsm.prior(geometry.prior, geometry.prior_grid, geometry.prior_times).whole
                 scene = Scene(geometry, prior_video, cells, self.gsm.prior.merge)
                 vision, deepstack = self.fusion(vision, deepstack, sizes, scene, selection, hidden)
         return _Sight(vision, deepstack, tokens, selection, encoder)

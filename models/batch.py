@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from models.gsm import merged_size
-from models.guide import Guide, Notes, Things, guide_of
+from models.guide import UNKNOWN, Guide, Notes, Things, guide_of
 from models.pixels import MERGE, Video
 
 PREFIX, PADDING = -1, -2
@@ -237,10 +237,10 @@ def pack(
         ValueError: if a tree's `between` does not part its temporal patches.
     """
     rows = [_row(tree, pad, geometry_tokens, tokens_per_second, prior_merge) for tree in trees]
-    filler = {"tokens": pad, "targets": NO_TARGET, "branch": PADDING}
+    filler = {"tokens": pad, "targets": NO_TARGET, "branch": PADDING, "agrees": UNKNOWN}
     columns = {name: _stacked([row[name] for row in rows], filler.get(name, 0)) for name in rows[0]}
     columns["positions"] = columns["positions"].permute(2, 0, 1).contiguous()
-    option_ends = columns.pop("option_ends")
+    option_ends, agrees = columns.pop("option_ends"), columns.pop("agrees")
     videos = [tree.video for tree in trees if tree.video is not None]
     batch = TreeBatch(
         **columns,
@@ -254,7 +254,7 @@ def pack(
     tokens = max(geometry_tokens, *(tree.stated for tree in trees))
     size = (0, 0, 0, 0) if batch.prior is None else (*batch.prior.shape[1:4], batch.question.shape[1])
     things = [tree.things for tree in trees if tree.prior is not None]
-    return replace(batch, guide=guide_of(notes, things, option_ends, words, tokens, size))
+    return replace(batch, guide=guide_of(notes, things, option_ends, words, tokens, size, agrees))
 
 
 def _row(
@@ -268,7 +268,7 @@ def _row(
     video += [False] * cells
     geometry = [False] * (len(tokens) - cells) + [True] * cells
     targets, options = [NO_TARGET] * len(tokens), [False] * len(tokens)
-    ends, branch = [False] * len(tokens), [PREFIX] * len(tokens)
+    ends, branch, agrees = [False] * len(tokens), [PREFIX] * len(tokens), [UNKNOWN] * len(tokens)
     slots = geometry_tokens if tree.prior is not None else tree.stated
     for number, item in enumerate(tree.branches):
         length = slots + len(item.tokens)
@@ -276,6 +276,8 @@ def _row(
         targets += [NO_TARGET] * slots + item.targets
         marked = item.notes.option_ends if item.notes is not None else ()
         options += [place - slots in marked for place in range(length)]
+        agreeing = dict(item.notes.agrees) if item.notes is not None else {}
+        agrees += [int(agreeing.get(place - slots, UNKNOWN)) for place in range(length)]
         video += [False] * length
         geometry += [True] * slots + [False] * len(item.tokens)
         ends += [place == slots + item.prompt_length - 1 for place in range(length)]
@@ -288,6 +290,7 @@ def _row(
         "branch": np.array(branch),
         "prompt_end": np.array(ends),
         "option_ends": np.array(options),
+        "agrees": np.array(agrees),
         "video_slots": np.array(video),
         "geometry_slots": np.array(geometry),
     }

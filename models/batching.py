@@ -27,7 +27,7 @@ from models.stages import Stage, stage_at, total_steps
 # Packs of one window are sorted by length before they are cut into steps of a token budget. A window of this many
 # steps' packs leaves a few percent of padding and still mixes clips well.
 WINDOW_STEPS = 32
-SEEDS = {"reading": 1, "videos": 2, "grounding": 3}
+SEEDS = {"reading": 1, "videos": 2, "grounding": 3, "naming": 4}
 
 
 class Pack(NamedTuple):
@@ -119,10 +119,10 @@ class StepBatches(Dataset):
 
     def _tree(self, stage: Stage, pack: Pack) -> Tree:
         group, asked = self.groups[pack.group], [self.questions[row] for row in pack.rows]
-        return self.maker.grounding_tree(group, asked) if stage.name == "grounding" else self.maker.tree(group, asked)
+        return self.maker.tree(group, asked) if stage.name == "videos" else self.maker.grounding_tree(group, asked)
 
     def _totals(self, stage: Stage, packs: Sequence[Pack]) -> Totals:
-        with_video = stage.name != "grounding"
+        with_video = stage.name == "videos"
         branches = [self.maker.branch(self.questions[row], with_video) for pack in packs for row in pack.rows]
         return _totals_of([Tree([], None, None, branches)])
 
@@ -154,7 +154,8 @@ class StepBatches(Dataset):
     def _steps_of_epoch(self, stage: str, epoch: int) -> list[list[Pack]]:
         if self._epoch[:2] != (stage, epoch):
             rng = np.random.default_rng([self.parameters.seed, SEEDS[stage], epoch])
-            size = self.parameters.questions_per_clip
+            # Naming reads clips and no question; one stands for its clip.
+            size = 1 if stage == "naming" else self.parameters.questions_per_clip
             packs = []
             for number, group in enumerate(self.groups):
                 rows = rng.permutation(np.array(group.rows)).tolist()

@@ -446,7 +446,7 @@ class TreeMaker:
             return branch
         slots = merged_size(prior.features.shape[:1], (self.merge_time,))[0]
         at = slots_of(np.arange(self.geometry_tokens), self.geometry_tokens, slots)
-        moments = prior.times[np.minimum((at + 1) * self.merge_time, len(prior.times)) - 1]
+        moments = _middles(prior.times, self.merge_time)[at]
         spans = self.prompt.spans(question.question, how.names)
         known = len(self.clips.things(question.shard, question.clip, question.visible_until).names)
         things = tuple(thing if thing < known else NO_THING for thing in how.things)
@@ -481,6 +481,16 @@ class TreeMaker:
     def _prefix(self, moments: Sequence[float]) -> tuple[list[int], list[list[int]]]:
         """Ids in front of the first temporal patch, and in front of each later one where the model reads the time."""
         return self.prompt.timed_prefix(moments) if self.timestamps else (self.prompt.prefix(True), [])
+
+
+def _middles(times: np.ndarray, merge: int) -> np.ndarray:
+    """(slots,) middle moments of slots of merged time, from the (T',) ends of the slots of a prior.
+
+    What changes between a slot and the one before it changes, in the mean, from the middle of that to the middle of
+    this; so these are the moments whose states a geometry token can know.
+    """
+    ends = times[np.minimum(np.arange(merge, len(times) + merge, merge), len(times)) - 1]
+    return ends - np.diff(ends, prepend=2 * ends[0] - ends[1] if len(ends) > 1 else ends[0]) / 2
 
 
 def files_identity(clips: ClipStore, groups: Sequence[Group]) -> str:

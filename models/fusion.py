@@ -81,7 +81,7 @@ class Addition(nn.Module):
             geometry: R priors.
             prior_video: (R,) the video each prior belongs to, or NO_VIDEO.
         """
-        cells, _, _ = self.prior(geometry.prior, geometry.prior_grid, geometry.prior_times)
+        cells = self.prior(geometry.prior, geometry.prior_grid, geometry.prior_times).whole
         scene = Scene(geometry, prior_video, cells, self.prior.merge)
         mixed = list(vision)
         for row, video in enumerate(prior_video.tolist()):
@@ -100,8 +100,8 @@ class Concatenation(nn.Module):
 
     def forward(self, geometry: GeometryInputs) -> list[Tensor]:
         """For each of R priors its merged cells, (m,d), in the order time, row, column."""
-        keys, visible, _ = self.prior(geometry.prior, geometry.prior_grid, geometry.prior_times)
-        return [row[seen] for row, seen in zip(keys, visible, strict=True)]
+        cells = self.prior(geometry.prior, geometry.prior_grid, geometry.prior_times)
+        return [row[seen] for row, seen in zip(cells.whole, cells.visible, strict=True)]
 
 
 class GatedFusion(nn.Module):

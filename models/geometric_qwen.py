@@ -17,21 +17,11 @@ from transformers.conversion_mapping import (
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from models.attachment import GEOMETRY_PARTS, Attachment, accepts_geometry
-from models.configuration import GeometricQwen3Config, GeometricQwenConfig, geometry_config
+from models.configuration import GeometricQwen3Config, GeometricQwenConfig
 from models.parameters import ParameterError
 from models.pixels import QWEN2_5_PATCHING, QWEN3_PATCHING
 from models.published import is_published, load_published
-from models.tiny import tiny_config
 from models.weights import read_json
-
-__all__ = [
-    "GeometricQwen",
-    "GeometricQwen3",
-    "geometry_config",
-    "load_base",
-    "load_checkpoint",
-    "tiny_config",
-]
 
 
 class GeometricQwen(Attachment, Qwen2_5_VLForConditionalGeneration):

@@ -21,19 +21,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.batch import TreeBatch
-from models.gsm import CELL_COLOUR, Looks, Selection
-from models.guide import NO_THING, NO_WORD, ROLES, UNKNOWN, Guide
+from models.gsm import CELL_PLACE, Looks, Selection, Window
+from models.guide import NO_THING, NO_WORD, NOTHING, ROLES, UNKNOWN, Guide
 
 # A cell belongs to a thing that covers so much of it, and to nobody where all things together cover less than that.
 COVERED, BARE = 0.35, 0.03
 # One in so many bare cells takes part in naming; there are far more of them than others.
 BARE_TAKING_PART = 16
+# Weight of the moments at which something happens, beside those at which nothing does.
+HAPPENS = 0.8
 # The moments that heads look at: a query's own slot of time, and the one before it.
 LAGS = 2
-# Channels of a geometric cell in front of its colour: camera xyz, world xyz, scene flow xyz.
-PLACE_CHANNELS = CELL_COLOUR.start
-# What things do in a second is small beside where they are, and as telling.
-PLACE_WEIGHTS = (1.0, 1.0, 5.0)
+PLACE_CHANNELS = len(CELL_PLACE)
+# Of places in the camera and in the world, motion, and headings in both. What things do in a second is small beside
+# where they are, and as telling; headings are of length one.
+PLACE_WEIGHTS = (1.0, 1.0, 5.0, 0.3, 0.3)
 
 
 class Guides(nn.Module):
@@ -41,6 +43,7 @@ class Guides(nn.Module):
 
     Attributes:
         option: how right an option looks at its end, from the language model's state there.
+        agree: whether it is right so far, where one of its states ends.
         name: a key in the language of words.
         nobody: what stands for a cell without a thing, beside the names.
         place: where the things of a question are, from a geometry token.
@@ -49,6 +52,7 @@ class Guides(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.option = nn.Linear(width, 1)
+        self.agree = nn.Linear(width, 1)
         self.name = nn.Linear(width, width)
         self.nobody = nn.Parameter(torch.zeros(width))
         self.place = nn.Linear(width, LAGS * len(ROLES) * PLACE_CHANNELS)
@@ -64,6 +68,34 @@ def spoken(embed: nn.Module, guide: Guide) -> Tensor:
     """(S,d) each state as a geometry token that says it: in the scale that GSM's last norm gives its tokens."""
     said = meaning(embed, guide.state_words)
     return functional.rms_norm(said, said.shape[-1:], eps=1e-6)
+
+
+def blinkers_of(model: nn.Module, batch: TreeBatch, share: float) -> Tensor | None:
+    """(Q,H,N,W) bool for `model.select`: in a drawn share of the questions heads see only what they should look at.
+
+    So what is made of the right cells can be learned before they are found.
+    """
+    if share <= 0:
+        return None
+    window = model.gsm.window_of(batch.prior, batch.prior_grid)
+    own = _of_roles(_merged_cover(batch.guide.cover, model.gsm.prior.merge), batch.guide, batch.owner)
+    heads = model.gsm.selector[0].attention.heads
+    told = torch.zeros(len(batch.owner), heads, *window.keys.shape[1:], dtype=torch.bool, device=own.device)
+    drawn = torch.rand(len(batch.owner), device=own.device) < share
+    for head, role, lag in _supervised(heads):
+        moment = _Moment.of(own, window.slots[batch.owner] - lag)
+        weight, here = _wanted(moment, role, window, batch.owner)
+        told[:, head] = (weight > 0.5) & (moment.known[:, role] & drawn[:, None])[..., None] & here
+    return told
+
+
+def _wanted(moment: _Moment, role: int, window: Window, owner: Tensor) -> tuple[Tensor, Tensor]:
+    """(Q,N,W) how well a thing fills each key of the window, its best one in full; and which keys are of the moment."""
+    keys, visible = window.keys[owner], window.visible[owner]
+    cells = moment.cover.shape[3]
+    here = (keys // cells == moment.at[..., None]) & visible
+    weight = moment.cover[:, role] / moment.best[:, role, :, None].clamp(min=1e-6)
+    return weight.gather(2, keys % cells) * here, here
 
 
 def grounding_losses(model: nn.Module, guides: Guides, batch: TreeBatch, selection: Selection) -> dict[str, Tensor]:
@@ -82,7 +114,7 @@ def grounding_losses(model: nn.Module, guides: Guides, batch: TreeBatch, selecti
     moments = [_Moment.of(own, at - lag) for lag in range(LAGS)]
     return {
         "words": _look_at_words(looks, guide),
-        "names": _name_keys(model, guides, looks, cover, guide)[batch.owner].sum(),
+        "names": _name_keys(model, guides, looks.keys, looks.visible, cover, guide)[batch.owner].sum(),
         "cells": _look_at_cells(looks, moments, batch.owner),
         "positions": _say_places(guides, selection.tokens, moments, batch, model.gsm.prior.merge),
         "states": _say_states(model, selection.tokens, guide),
@@ -90,10 +122,10 @@ def grounding_losses(model: nn.Module, guides: Guides, batch: TreeBatch, selecti
 
 
 def option_losses(guides: Guides, hidden: Tensor, batch: TreeBatch, said: Tensor, answers: Tensor) -> Tensor:
-    """(Q,) cross-entropy of choosing among the options, at each one's end and in the letter that is said.
+    """(Q,) cross-entropy of choosing among the options, in the letter that is said, at each one's end and on the way.
 
     At the ends it teaches the comparison of an option with the clip apart from the binding of options to letters, and
-    with four times the signal; from nothing a small model finds the way to the letter fifteen times sooner so.
+    with four times the signal; state by state, whether an option has been right so far, it says where one goes wrong.
 
     Args:
         guides: the readers.
@@ -103,7 +135,19 @@ def option_losses(guides: Guides, hidden: Tensor, batch: TreeBatch, said: Tensor
         answers: (Q,) number of the right option.
     """
     seen = guides.option(hidden[batch.guide.option_ends]).float().view(len(answers), -1)
-    return sum(functional.cross_entropy(scores, answers, reduction="none") for scores in (seen, said))
+    chosen = sum(functional.cross_entropy(scores, answers, reduction="none") for scores in (seen, said))
+    ends = batch.guide.agrees != UNKNOWN
+    so_far = guides.agree(hidden[ends]).float()[:, 0]
+    agrees = batch.guide.agrees[ends].float()
+    missed = functional.binary_cross_entropy_with_logits(so_far, agrees, reduction="none")
+    whose = _questions_of_slots(batch)[ends]
+    return chosen + missed.new_zeros(len(answers)).index_add(0, whose, missed) / seen.shape[1]
+
+
+def _questions_of_slots(batch: TreeBatch) -> Tensor:
+    """(B,L) number in the batch of the question that each slot of a branch belongs to."""
+    before = batch.prompt_end.sum(1).cumsum(0) - batch.prompt_end.sum(1)
+    return before[:, None] + batch.branch
 
 
 def _supervised(heads: int) -> list[tuple[int, int, int]]:
@@ -170,23 +214,27 @@ def _of_roles(cover: Tensor, guide: Guide, owner: Tensor) -> Tensor:
 
 def _look_at_cells(looks: Looks, moments: list[_Moment], owner: Tensor) -> Tensor:
     """Logarithm of the attention on a thing's cells, those it fills best counting in full."""
-    keys, visible = looks.window.keys[owner], looks.window.visible[owner]
     missed, known = [], []
     for head, role, lag in _supervised(looks.cells.shape[1]):
         moment = moments[lag]
-        cells = moment.cover.shape[3]
-        here = (keys // cells == moment.at[..., None]) & visible
-        weight = moment.cover[:, role] / moment.best[:, role, :, None].clamp(min=1e-6)
-        weight = weight.gather(2, keys % cells) * here
+        weight, here = _wanted(moment, role, looks.window, owner)
         missed.append(-(looks.cells[:, head] + weight.clamp(min=1e-6).log()).logsumexp(-1))
         known.append(moment.known[:, role] & here.any(-1))
     return _mean_where(torch.stack(missed, 1), torch.stack(known, 1))
 
 
-def _name_keys(model: nn.Module, guides: Guides, looks: Looks, cover: Tensor, guide: Guide) -> Tensor:
-    """(R,) mean cross-entropy of telling whose a key is, for each clip."""
+def naming_loss(model: nn.Module, guides: Guides, batch: TreeBatch) -> Tensor:
+    """The part "names" alone, of the prior alone."""
+    geometry = batch.geometry
+    cells = model.gsm.prior(geometry.prior, geometry.prior_grid, geometry.prior_times)
+    cover = _merged_cover(batch.guide.cover, model.gsm.prior.merge)
+    return _name_keys(model, guides, cells.keys, cells.visible, cover, batch.guide)[batch.owner].sum()
+
+
+def _name_keys(model: nn.Module, guides: Guides, keys: Tensor, visible: Tensor, cover: Tensor, guide: Guide) -> Tensor:
+    """(R,) mean cross-entropy of telling whose a key (R,M,d) is, for each clip."""
     embed = model.get_input_embeddings()
-    said = guides.name(model.gsm.selector[0].attention_norm(looks.keys))
+    said = guides.name(model.gsm.selector[0].attention_norm(keys))
     names = meaning(embed, guide.thing_words).detach()
     candidates = torch.cat([guides.nobody.to(names.dtype).expand(len(names), 1, -1), names], 1)
     real = functional.pad((guide.thing_words != NO_WORD).any(-1), (1, 0), value=True)
@@ -195,7 +243,7 @@ def _name_keys(model: nn.Module, guides: Guides, looks: Looks, cover: Tensor, gu
     shares = cover.flatten(2)
     best, who = shares.max(1)
     place = torch.arange(best.shape[1], device=best.device)
-    bare = (shares.sum(1) < BARE) & (place % BARE_TAKING_PART == 0) & looks.visible
+    bare = (shares.sum(1) < BARE) & (place % BARE_TAKING_PART == 0) & visible
     whose = torch.where(best > COVERED, who + 1, 0)
     known = (best > COVERED) | bare
     missed = functional.cross_entropy(scores.flatten(0, 1), whose.flatten(), reduction="none").view_as(whose)
@@ -206,7 +254,7 @@ def _say_places(
     guides: Guides, tokens: Tensor, moments: list[_Moment], batch: TreeBatch, merge: tuple[int, int, int]
 ) -> Tensor:
     """Squared error of where things are and how they move: the mean over the cells that they fill at each moment."""
-    means = _merged_means(batch.prior[..., :PLACE_CHANNELS], merge)[batch.owner]
+    means = _merged_means(batch.prior[..., CELL_PLACE], merge)[batch.owner]
     said = guides.place(tokens).float().unflatten(-1, (LAGS, len(ROLES), PLACE_CHANNELS)).permute(2, 0, 3, 1, 4)
     weight = said.new_tensor(PLACE_WEIGHTS).repeat_interleave(3)
     missed, known = [], []
@@ -228,9 +276,15 @@ def _merged_means(cells: Tensor, merge: tuple[int, int, int]) -> Tensor:
 
 
 def _say_states(model: nn.Module, tokens: Tensor, guide: Guide) -> Tensor:
-    states = spoken(model.get_input_embeddings(), guide).detach().to(tokens.dtype)
+    """Cross-entropy of telling which state a token says, and its squared distance from one that says just that.
+
+    Cross-entropy alone is content with a token that leans towards the right state; the language model, which knows
+    tokens that say one, would hardly understand it.
+    """
+    states, said = spoken(model.get_input_embeddings(), guide).detach().to(tokens.dtype), guide.states
     scores = (tokens @ states.T).float() / math.sqrt(tokens.shape[-1])
-    missed = functional.cross_entropy(
-        scores.flatten(0, 1), guide.states.flatten(), ignore_index=UNKNOWN, reduction="none"
-    )
-    return _mean_where(missed.view_as(guide.states), guide.states != UNKNOWN)
+    missed = functional.cross_entropy(scores.flatten(0, 1), said.flatten(), ignore_index=UNKNOWN, reduction="none")
+    missed = missed.view_as(said) + (tokens - states[said.clamp(min=0)]).float().square().mean(-1)
+    # Most moments of most questions say nothing, which is soon learned.
+    happens, silent = _mean_where(missed, said > NOTHING), _mean_where(missed, said == NOTHING)
+    return HAPPENS * happens + (1 - HAPPENS) * silent

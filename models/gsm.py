@@ -22,11 +22,12 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import initialization as init
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     Qwen2_5_VLMLP,
     Qwen2_5_VLRMSNorm,
@@ -36,20 +37,32 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 
 from models.attention import attend
 
-CELL_CHANNELS = 14
-"""A geometric cell: camera xyz, world xyz, scene flow xyz, mean RGB, validity, time."""
+CELL_CHANNELS = 20
+"""A geometric cell: camera xyz, world xyz, scene flow xyz, mean RGB, validity, time, heading in camera and world."""
 CELL_COORDINATES = 6
 """The leading channels of a geometric cell that are coordinates: camera xyz, world xyz."""
+CELL_FLOW = slice(6, 9)
+"""The channels of a geometric cell that are its motion."""
 CELL_COLOUR = slice(9, 12)
 """The channels of a geometric cell that are its mean colour, -1..1."""
 CELL_TIME = 13
 """The channel of a geometric cell that is its time, in minutes."""
+CELL_PLACE = (*range(9), *range(14, 20))
+"""The channels of a geometric cell that say where a thing is, how it moves and where it looks."""
+FLOW_SCALE = 20.0
+"""What things move in a second is small beside where they are, and as telling."""
+STILL = 0.05
+"""Speeds far below this, in scaled flow, are as good as none."""
+DARK = 0.05
+"""Nothing is known of the tint of what is darker than this."""
 TIME_OCTAVES = 6
 """Waves of 64, 32, … 2 seconds that tell a cell's time."""
 NORM_EPS = 1e-6
 """The reference's, whatever the language model uses."""
 QUERY_SPREAD = 0.3
 """Queries are drawn from this. The reference draws from 1, behind which what a query reads is hard to make out."""
+PLACE_GAIN = 3.0
+"""Heads begin by reading the places of the cells they look at, so many times enlarged."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +79,27 @@ class Selection:
     tokens: Tensor
     attention: Tensor | None = None
     looks: Looks | None = None
+
+
+class Cells(NamedTuple):
+    """Merged prior features as Q-Former 2 reads them: R clips, M cells.
+
+    Attributes:
+        keys: (R,M,d) what tells them apart.
+        values: (R,M,d) what is read of them; the keys again where they are network tokens.
+        visible: (R,M) bool, false on padding.
+        places: (R,M,3) seconds, row, column.
+    """
+
+    keys: Tensor
+    values: Tensor
+    visible: Tensor
+    places: Tensor
+
+    @property
+    def whole(self) -> Tensor:
+        """(R,M,d) everything about them, for those that read all cells and pick none."""
+        return self.keys if self.values is self.keys else self.keys + self.values
 
 
 @dataclass(frozen=True)
@@ -130,7 +164,7 @@ class Window:
 
     def of_rows(self, each: Tensor) -> Tensor:
         """(R,M,...) of the keys as (R,N,W,...) of what the queries see."""
-        # Whole slots are copied, and their gradients added, many times faster than cell by cell.
+        # Whole slots are copied, and their gradients added, rather than cell by cell.
         by_slot = each.unflatten(1, (-1, self.keys.shape[2] // self.seen.shape[2]))
         row = torch.arange(len(each), device=each.device)[:, None, None]
         return by_slot[row, self.seen].flatten(2, 3)
@@ -206,7 +240,9 @@ class CrossAttention(nn.Module):
         query_rotary: tuple[Tensor, Tensor] | None,
         target_rotary: tuple[Tensor, Tensor] | None,
         window: Window | None = None,
+        blinkers: Tensor | None = None,
         with_looks: bool = False,
+        values: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend.
 
@@ -218,14 +254,21 @@ class CrossAttention(nn.Module):
             query_rotary: cosine and sine, (1,N,head_dim), or None for attention that knows no positions.
             target_rotary: cosine and sine, (R,M,head_dim), or None.
             window: the keys each query sees; None for all that are visible.
+            blinkers: (Q,H,N,W) bool, the only keys of its window that each head gets to see; all of them where it would
+                see none.
             with_looks: also give where the heads looked.
+            values: (R,M,d) what is read where a head looks at `target`; None for `target` itself.
 
         Returns:
             (Q,N,d), and (Q,H,N,W) float32 logarithms of the attention, W = M without a window, or None.
         """
         q = self.q_proj(queries).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
         k = self.k_proj(target).unflatten(-1, (self.key_value_heads, self.head_dim)).transpose(1, 2)
-        v = self.v_proj(target).unflatten(-1, (self.key_value_heads, self.head_dim)).transpose(1, 2)
+        v = (
+            self.v_proj(target if values is None else values)
+            .unflatten(-1, (self.key_value_heads, self.head_dim))
+            .transpose(1, 2)
+        )
         if query_rotary is not None:
             q, _ = apply_rotary_pos_emb(q, q, *query_rotary)
             k, _ = apply_rotary_pos_emb(k, k, *target_rotary)
@@ -238,7 +281,12 @@ class CrossAttention(nn.Module):
             k, v = (window.of_rows(each.transpose(1, 2)).transpose(2, 3) for each in (k, v))
         in_order = laid_out.permute(order)
         sequence = in_order.flatten(merged, -2)
-        mixed = attend(sequence, k, v, mask).reshape(in_order.shape)
+        seen = mask
+        if blinkers is not None:
+            narrow = readers.together(blinkers, len(target)).unflatten(2, (self.key_value_heads, -1))
+            seen = narrow.permute(order).flatten(merged, -2) & mask
+            seen = seen | (mask & ~seen.any(-1, keepdim=True))
+        mixed = attend(sequence, k, v, seen).reshape(in_order.shape)
         back = [order.index(axis) for axis in range(6)]
         read = self.o_proj(readers.apart(mixed.permute(back).permute(0, 1, 4, 2, 3, 5).flatten(3)))
         if not with_looks:
@@ -271,9 +319,11 @@ class PriorProjection(nn.Module):
     Network tokens take the reference's way: RMSNorm, the channels of merge_time × merge_space² neighbours side
     by side, a two-layer MLP. (The reference norms eight tokens that already stand side by side as one; features
     that were cached so have its 8,192 channels and merge 1.) Geometric cells first gain the Fourier features
-    sin, cos(2^k · π/4 · x) of their six coordinates (NeRF, Mildenhall et al. 2020, eq. 4), the same of their colour,
-    without which coordinates would drown it, and of their time; and they skip the norm, which would hide distances.
-    Beside the MLP they go a straight way, so that a mean over attended cells is a mean of coordinates.
+    sin, cos(2^k · π/4 · x) of their six coordinates (NeRF, Mildenhall et al. 2020, eq. 4), of their time, and of their
+    colour, as it is and as it would be in full light, without which coordinates would drown it; and the logarithm of
+    their speed, because questions about speeds are about ratios. They skip the norm, which would hide distances. The
+    MLP makes them keys; what is read of them goes a straight way beside it, so that a mean over attended cells is a
+    mean of coordinates.
 
     `geometry["projection_width"]` is the MLP's inner width, the model's own where it is not given.
     """
@@ -283,34 +333,31 @@ class PriorProjection(nn.Module):
         self.channels, self.octaves = geometry["channels"], geometry["octaves"]
         self.cells = geometry["prior"] == "cells"
         self.merge = (geometry["merge_time"], geometry["merge_space"], geometry["merge_space"])
-        waves = (CELL_COORDINATES + 3) * self.octaves + TIME_OCTAVES if self.cells and self.octaves else 0
-        width = self.channels + 2 * waves
-        merged = width * math.prod(self.merge)
+        waves = (CELL_COORDINATES + 2 * 3) * self.octaves + TIME_OCTAVES if self.cells and self.octaves else 0
+        own = self.channels + 1 if self.cells else self.channels
+        width, merging = own + 2 * waves, math.prod(self.merge)
         inner = geometry.get("projection_width") or hidden_size
         self.norm = nn.Identity() if self.cells else Qwen2_5_VLRMSNorm(width, eps=NORM_EPS)
-        self.mlp = nn.Sequential(nn.Linear(merged, inner), nn.GELU(), nn.Linear(inner, hidden_size))
-        self.straight = nn.Linear(merged, hidden_size, bias=False) if self.cells else None
+        self.mlp = nn.Sequential(nn.Linear(width * merging, inner), nn.GELU(), nn.Linear(inner, hidden_size))
+        self.straight = nn.Linear(own * merging, hidden_size, bias=False) if self.cells else None
 
-    def forward(self, features: Tensor, grid: Tensor, times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys for the second Q-Former.
+    def forward(self, features: Tensor, grid: Tensor, times: Tensor) -> Cells:
+        """What the second Q-Former reads.
 
         Args:
             features: (R,T,h,w,C) zero-padded to a common size.
             grid: (R,3) the size T, h, w that is filled in each row.
             times: (R,T) seconds of each slot's last frame.
-
-        Returns:
-            keys (R,M,d); visible (R,M), false on padding; coordinates (R,M,3): seconds, row, column.
         """
         if features.shape[-1] != self.channels:
             raise ValueError(f"prior features have {features.shape[-1]} channels, the model reads {self.channels}")
         time, space, _ = self.merge
         features, times = self._padded(features, times)
         rows, t, h, w, _ = features.shape
+        own = self._with_speed(features) if self.cells else self.norm(features)
         # Coordinates may need more digits than the model computes in.
-        described = self.norm(self._with_fourier(features)).to(self.mlp[0].weight.dtype)
-        blocks = described.reshape(rows, t // time, time, h // space, space, w // space, space, -1)
-        merged = blocks.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(rows, -1, self.mlp[0].in_features)
+        keys = self.mlp(self._merged(self._with_waves(own)).to(self.mlp[0].weight.dtype))
+        values = keys if self.straight is None else self.straight(self._merged(own).to(self.straight.weight.dtype))
         index = torch.cartesian_prod(
             *(torch.arange(n, device=features.device) for n in (t // time, h // space, w // space))
         )
@@ -319,15 +366,37 @@ class PriorProjection(nn.Module):
         # A merged slot ends with the last of its slots that holds something.
         last = torch.minimum((index[:, 0] + 1) * time, grid[:, :1]) - 1
         seconds = times.gather(1, last.clamp(min=0))
-        keys = self.mlp(merged) if self.straight is None else self.mlp(merged) + self.straight(merged)
-        return keys, visible, torch.cat([seconds[..., None], index[:, 1:].expand(rows, -1, 2)], -1)
+        places = torch.cat([seconds[..., None], index[:, 1:].expand(rows, -1, 2)], -1)
+        return Cells(keys, values, visible, places)
+
+    def begin_with_places(self) -> None:
+        """Let the leading channels of the values be the places of the cells, and the logarithms of their speed."""
+        own = self.channels + 1
+        chosen = torch.tensor([*CELL_PLACE, self.channels])[: self.straight.out_features]
+        weight = self.straight.weight.detach().clone().unflatten(1, (-1, own))
+        weight[: len(chosen)] = functional.one_hot(chosen, own)[:, None] * PLACE_GAIN / weight.shape[1]
+        init.copy_(self.straight.weight, weight.flatten(1))
+
+    def _merged(self, each: Tensor) -> Tensor:
+        """(R,T,h,w,C) of padded cells as (R,M,merge_time·merge_space²·C)."""
+        time, space, _ = self.merge
+        rows, t, h, w, _ = each.shape
+        blocks = each.reshape(rows, t // time, time, h // space, space, w // space, space, -1)
+        return blocks.permute(0, 1, 3, 5, 2, 4, 6, 7).flatten(4).flatten(1, 3)
 
     def _padded(self, features: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
         extra = [-size % step for size, step in zip(features.shape[1:4], self.merge, strict=True)]
         features = functional.pad(features, (0, 0, 0, extra[2], 0, extra[1], 0, extra[0]))
         return features, functional.pad(times, (0, extra[0]))
 
-    def _with_fourier(self, features: Tensor) -> Tensor:
+    @staticmethod
+    def _with_speed(features: Tensor) -> Tensor:
+        """Cells with enlarged flow, and one more channel: the logarithm of its length."""
+        flow = features[..., CELL_FLOW] * FLOW_SCALE
+        speed = (flow.norm(dim=-1, keepdim=True) + STILL).log()
+        return torch.cat([features[..., : CELL_FLOW.start], flow, features[..., CELL_FLOW.stop :], speed], -1)
+
+    def _with_waves(self, features: Tensor) -> Tensor:
         if not self.cells or not self.octaves:
             return features
         minutes = features[..., CELL_TIME : CELL_TIME + 1]
@@ -335,11 +404,18 @@ class PriorProjection(nn.Module):
             [
                 _angles(features[..., :CELL_COORDINATES], math.pi / 4, self.octaves),
                 _angles(features[..., CELL_COLOUR], math.pi / 2, self.octaves),
+                _angles(_tint(features[..., CELL_COLOUR]), math.pi / 2, self.octaves),
                 _angles(minutes, 60 * math.pi / 32, TIME_OCTAVES),
             ],
             -1,
         )
         return torch.cat([features, angles.sin(), angles.cos()], -1)
+
+
+def _tint(colour: Tensor) -> Tensor:
+    """Colours -1..1 as they would be in full light, 0..1: their brightest channel becomes 1."""
+    light = (colour + 1) / 2
+    return light / light.amax(-1, keepdim=True).clamp(min=DARK)
 
 
 def _angles(values: Tensor, lowest: float, octaves: int) -> Tensor:
@@ -375,6 +451,7 @@ class GeometrySelection(nn.Module):
         self.prior = PriorProjection(width, geometry)
         self.condenser = nn.ModuleList(QFormerBlock(config, bias) for _ in range(geometry["condenser_depth"]))
         self.selector = nn.ModuleList(QFormerBlock(config, bias) for _ in range(geometry["selector_depth"]))
+        self.speak = nn.Linear(width, width, bias=False) if geometry.get("speak") else nn.Identity()
         self.norm = Qwen2_5_VLRMSNorm(width, eps=NORM_EPS)
         self.rotary = Qwen2_5_VLRotaryEmbedding(config)
 
@@ -388,6 +465,7 @@ class GeometrySelection(nn.Module):
         owner: Tensor,
         with_attention: bool = False,
         with_looks: bool = False,
+        blinkers: Tensor | None = None,
     ) -> Selection:
         """Geometry tokens for each question.
 
@@ -401,27 +479,48 @@ class GeometrySelection(nn.Module):
             owner: (Q,) the clip each question is about.
             with_attention: also give the last selector block's attention.
             with_looks: also give where the first blocks' heads looked.
+            blinkers: (Q,H,N,W) bool, what heads of the first selector block get to see of `window_of`; None for all.
+                Where they looked is given as if they had seen all.
         """
-        keys, visible, coordinates = self.prior(features, grid, times)
-        size = merged_size(features.shape[1:4], self.prior.merge)
-        merge = torch.tensor(self.prior.merge, device=grid.device)
-        window = Window.of(-(-grid // merge), size, len(self.queries), self.window)
+        cells = self.prior(features, grid, times)
+        window = self.window_of(features, grid)
         tokens, words = self._condense(question, question_visible, with_looks)
-        selecting = {"readers": Readers.of(owner), "visible": visible}
+        selecting = {"readers": Readers.of(owner), "visible": cells.visible}
+        # A norm would divide each value by another number: differences between coordinates would be gone.
+        selecting["values"] = cells.values if self.prior.cells else None
         if self.window:
             selecting |= {"window": window, "query_rotary": None, "target_rotary": None}
         else:
-            places = coordinates * coordinates.new_tensor([self.tokens_per_second, 1.0, 1.0])
+            places = cells.places * cells.places.new_tensor([self.tokens_per_second, 1.0, 1.0])
             selecting["query_rotary"] = self._rotary(self._counting(tokens))
             selecting["target_rotary"] = self._rotary(places.floor().permute(2, 0, 1))
         first, last = None, None
         for number, block in enumerate(self.selector):
             asked = (with_looks and number == 0) or (with_attention and number == len(self.selector) - 1)
-            tokens, last = block(tokens, keys, **selecting, with_looks=asked)
+            narrowed = {"blinkers": blinkers} if number == 0 else {}
+            tokens, last = block(tokens, cells.keys, **selecting, **narrowed, with_looks=asked)
             first = last if number == 0 else first
-        attention = self._over_all_keys(last, window, owner, keys.shape[1]) if with_attention else None
-        looks = Looks(words, first, window, keys, visible) if with_looks else None
-        return Selection(self.norm(tokens), attention, looks)
+        attention = self._over_all_keys(last, window, owner, cells.keys.shape[1]) if with_attention else None
+        looks = Looks(words, first, window, cells.keys, cells.visible) if with_looks else None
+        return Selection(self.norm(self.speak(tokens)), attention, looks)
+
+    def begin(self) -> None:
+        """Draw the queries, and let heads read places where the prior has them."""
+        init.normal_(self.queries, std=QUERY_SPREAD)
+        if not self.prior.cells:
+            return
+        self.prior.begin_with_places()
+        for block in self.selector:
+            attention, width = block.attention, min(block.attention.head_dim, len(CELL_PLACE) + 1)
+            weight = attention.v_proj.weight.detach().clone().unflatten(0, (attention.key_value_heads, -1))
+            weight[:, :width, :width] = torch.eye(width)
+            init.copy_(attention.v_proj.weight, weight.flatten(0, 1))
+
+    def window_of(self, features: Tensor, grid: Tensor) -> Window:
+        """The keys that each query sees of (R,T,h,w,C) prior features, filled up to (R,3) `grid`."""
+        size = merged_size(features.shape[1:4], self.prior.merge)
+        merge = torch.tensor(self.prior.merge, device=grid.device)
+        return Window.of(-(-grid // merge), size, len(self.queries), self.window)
 
     def _condense(self, question: Tensor, visible: Tensor, with_looks: bool) -> tuple[Tensor, Tensor | None]:
         """Queries (Q,N,d) after reading the questions, and where the first block's heads looked."""

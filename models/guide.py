@@ -9,6 +9,7 @@ that answers.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -22,6 +23,9 @@ ROLES = ("former", "latter", "viewpoint")
 NO_THING, NO_WORD, NOTHING, UNKNOWN = -1, -1, 0, -100
 SILENCE = "nothing"
 """The word for state NOTHING."""
+
+ITEM = re.compile(r"\(\d+\) ([^()]+?)\.(?= \(\d|$)")
+"""A numbered state of a procedural answer."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +96,15 @@ class Notes:
 
     Attributes:
         option_ends: place of the last token of each option among the branch's tokens.
+        agrees: for each state that an option lists the place of its last token, and whether the option tells the same
+            as the right one up to there; empty where the right one is unknown.
         states: text of the state that each geometry token should say, "" for nothing; empty where it is unknown.
         things: as in `Procedure`.
         spans: (3,Lq) bool, which tokens of the question's text name the thing in each of `ROLES`.
     """
 
     option_ends: tuple[int, ...]
+    agrees: tuple[tuple[int, bool], ...] = ()
     states: Sequence[str] = ()
     things: tuple[int, ...] = (NO_THING,) * len(ROLES)
     spans: np.ndarray | None = None
@@ -115,6 +122,7 @@ class Guide:
         spans: (Q,3,Lq) bool; tokens of the question's text that name it.
         thing_words: (R,n,K') ids of the words of each thing's name, NO_WORD on padding.
         cover: (R,n,T',h',w') shares of the prior's cells that each thing covers; None without a prior.
+        agrees: (B,L) whether an option tells the same as the right one up to here, 1 or 0; UNKNOWN where no state ends.
     """
 
     option_ends: Tensor
@@ -124,6 +132,7 @@ class Guide:
     spans: Tensor
     thing_words: Tensor
     cover: Tensor | None
+    agrees: Tensor | None = None
 
     def to(self, device: torch.device | str, **options: bool) -> Guide:
         """The same on another device."""
@@ -138,6 +147,7 @@ def guide_of(
     words: Callable[[str], list[int]],
     tokens: int,
     size: Sequence[int],
+    agrees: Tensor | None = None,
 ) -> Guide:
     """Lay notes out as tensors.
 
@@ -148,6 +158,7 @@ def guide_of(
         words: ids of a text.
         tokens: geometry tokens in front of a question.
         size: T',h',w' to which priors are padded, and Lq, to which questions are.
+        agrees: (B,L) as in `Guide`.
     """
     states = {"": NOTHING}
     said = np.full((len(notes), tokens), UNKNOWN)
@@ -173,6 +184,7 @@ def guide_of(
         torch.from_numpy(spans),
         _padded([ids for row in names for ids in row]).unflatten(0, (len(things), most)),
         torch.from_numpy(cover) if things else None,
+        agrees,
     )
 
 
@@ -180,3 +192,13 @@ def _padded(texts: Sequence[Sequence[int]]) -> Tensor:
     longest = max(map(len, texts), default=1) or 1
     rows = [[*ids, *[NO_WORD] * (longest - len(ids))] for ids in texts]
     return torch.tensor(rows, dtype=torch.long).reshape(len(texts), longest)
+
+
+def states_of(option: str) -> list[str]:
+    """The states that an option lists; an option that lists none is one itself."""
+    return ITEM.findall(option) or [option]
+
+
+def state_ends(option: str) -> list[int]:
+    """How many characters into an option each of `states_of` ends."""
+    return [found.end() for found in ITEM.finditer(option)] or [len(option)]

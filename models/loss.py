@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from models.batch import NO_TARGET, TreeBatch
 from models.geometric_qwen import GeometricQwen
-from models.grounding import Guides, grounding_losses, option_losses
+from models.grounding import Guides, blinkers_of, grounding_losses, naming_loss, option_losses
 from models.parameters import GuidanceParameters, TrainingParameters
 
 
@@ -57,22 +57,28 @@ def stage_loss(
     totals: Totals | None = None,
     guides: Guides | None = None,
     letters: Tensor | None = None,
+    told: float = 0.0,
 ) -> Loss:
     """The loss of a batch in a stage.
 
     Args:
         model: what is trained.
         batch: questions on shared prefixes.
-        stage: "reading", "grounding" or "videos".
+        stage: "reading", "naming", "grounding" or "videos".
         parameters: weights of the parts.
         totals: of the step that the batch is a part of; None takes the batch for the whole step.
         guides: what a guided training reads the model with; None leaves the guidance out.
         letters: (4,) ids of the option letters, for the guidance of options.
+        told: share of the questions whose cells the geometry module is shown, in the stage of grounding.
     """
     totals, weights = totals or totals_of(batch), parameters.guidance
     guided = guides is not None and batch.guide is not None
+    if stage == "naming":
+        parts = _shares({"names": naming_loss(model, guides, batch)}, totals)
+        return Loss(parts["names"], parts, None)
     if stage == "grounding":
-        selection = model.select(batch.geometry, with_looks=True, words_learn=False)
+        blinkers = blinkers_of(model, batch, told)
+        selection = model.select(batch.geometry, with_looks=True, words_learn=False, blinkers=blinkers)
         parts = _shares(grounding_losses(model, guides, batch, selection), totals)
         return Loss(_weighted(parts, weights, 1.0), parts, None)
     grounds = guided and stage == "videos" and model.gsm is not None and weights.in_videos > 0

@@ -17,7 +17,7 @@ from models.grounding import Guides
 from models.lora import MARK
 from models.loss import stage_loss
 from models.parameters import TrainingParameters
-from models.stages import rate_factor, stage_at, total_steps
+from models.stages import rate_factor, stage_at, told_share, total_steps
 
 PARTS = ("language", "merger", "vision", "geometry")
 MERGERS = ("model.visual.merger.", "model.visual.deepstack_merger_list.")
@@ -72,7 +72,7 @@ class QuestionAnswering(lightning.LightningModule):
         super().__init__()
         self.call, self.letters, self.parameters_used = ModelCall(model), letters, parameters
         self.curves: list[dict[str, float | int | str]] = []
-        self.questions_seen = {"reading": 0, "grounding": 0, "videos": 0}
+        self.questions_seen = {"reading": 0, "naming": 0, "grounding": 0, "videos": 0}
         self.slots_seen = 0
         self.best: tuple[float, int] | None = None
         # What guides the training goes with it and not into the checkpoint.
@@ -109,7 +109,7 @@ class QuestionAnswering(lightning.LightningModule):
         """Loss of one micro-batch, scaled so that its mean over all parts of the step is the step's loss."""
         torch.manual_seed(self._seed(batch))
         letters = torch.tensor(self.letters, device=self.device)
-        guided = (self.guides, letters)
+        guided = (self.guides, letters, told_share(batch.step, self.parameters_used))
         loss = self.call(stage_loss, batch.trees, batch.stage, self.parameters_used, batch.totals, *guided)
         self.slots_seen += batch.slots
         sums = {"loss": float(loss.total.detach()), "right": 0.0, **{k: float(v) for k, v in loss.parts.items()}}
@@ -154,7 +154,7 @@ class QuestionAnswering(lightning.LightningModule):
         since, self._since = self._since, []
         means = {name: sum(entry[name] for entry in since) / len(since) for name in sums if name not in COUNTS}
         right, asked = (sum(entry[name] for entry in since) for name in COUNTS)
-        learned = {**means, "accuracy": right / asked} if stage.name != "grounding" else means
+        learned = {**means, "accuracy": right / asked} if stage.name in ("reading", "videos") else means
         rounded = {name: round(value, 6) for name, value in learned.items()}
         self.curves.append({"step": step, "stage": stage.name, **rounded, "rate": round(rate_factor(step - 1, p), 6)})
         metrics = {f"{stage.name}/{name}": value for name, value in rounded.items()}

@@ -78,6 +78,9 @@ class GeometryModelParameters(_Checked):
     heads: int = _bounded(8, "attention heads of the module; 0 takes the language model's", 0)
     window: int = _bounded(2, "slots of time each query sees, the queries spread over the clip; 0 is all of them", 0)
     context: int = _bounded(4, "a token of the question is read with those before it, so many; 1 reads it alone", 1)
+    speak: bool = _bounded(
+        True, "geometry tokens pass a last linear map, so that they show what they say and not how they came to it"
+    )
     fusion_mask_share: float = _bounded(
         0.8, "share of the vision tokens that training masks in the fused variant, the most attended first", 0, 1
     )
@@ -103,9 +106,9 @@ class GuidanceParameters(_Checked):
     options: float = _bounded(1.0, "which option is right, asked at the end of each", 0)
     words: float = _bounded(1.0, "Q-Former 1 looks at the words that name the question's things", 0)
     names: float = _bounded(1.0, "keys tell by name whose they are", 0)
-    cells: float = _bounded(1.0, "Q-Former 2 looks at the cells of the question's things", 0)
-    positions: float = _bounded(30.0, "geometry tokens hold where these things are and how they move", 0)
-    states: float = _bounded(2.0, "geometry tokens say what happens at their moment", 0)
+    cells: float = _bounded(3.0, "Q-Former 2 looks at the cells of the question's things", 0)
+    positions: float = _bounded(10.0, "geometry tokens hold where these things are and how they move", 0)
+    states: float = _bounded(4.0, "geometry tokens say what happens at their moment", 0)
     in_videos: float = _bounded(0.3, "share of the last five weights in the stage on questions about videos", 0)
 
     @property
@@ -120,10 +123,10 @@ class LearningRates(_Checked):
 
     __pydantic_config__: ClassVar[dict[str, str]] = FORBID_EXTRA
 
-    language: float = _bounded(2e-3, "decoder, embeddings and head", 0)
+    language: float = _bounded(1.4e-3, "decoder, embeddings and head", 0)
     vision: float = _bounded(0.0, "vision tower without its merger", 0)
     merger: float = _bounded(2e-3, "the vision tower's patch merger", 0)
-    geometry: float = _bounded(4e-3, "queries, Q-Formers, the projection of the prior, and what guides them", 0)
+    geometry: float = _bounded(1e-2, "queries, Q-Formers, the projection of the prior, and what guides them", 0)
 
 
 @dataclass(frozen=True)
@@ -158,11 +161,13 @@ class TrainingParameters(_Checked):
         500, "text-only steps in which what happens is stated and has to be found among the options", 0
     )
     reading_questions: int = _bounded(32, "questions in such a step", 1)
-    grounding_steps: int = _bounded(800, "steps of the geometry module alone, before the language model joins it", 0)
-    steps: int = _bounded(100, "steps on questions about the videos", 0)
-    videos_rate: float = _bounded(0.5, "share of the learning rates that the stage on videos has", 0, 1)
+    naming_steps: int = _bounded(250, "steps in which the prior's cells learn whose they are", 0)
+    grounding_steps: int = _bounded(700, "steps of the geometry module alone, before the language model joins it", 0)
+    steps: int = _bounded(150, "steps on questions about the videos", 0)
+    grounding_rate: float = _bounded(0.5, "share of the learning rates that the stage of grounding has", 0, 1)
+    videos_rate: float = _bounded(0.7, "share of the learning rates that the stage on videos has", 0, 1)
     clips_per_batch: int = _bounded(4, "shared prefixes in a step, over all micro-batches and devices", 1)
-    questions_per_clip: int = _bounded(8, "branches on one prefix, at most", 1)
+    questions_per_clip: int = _bounded(16, "branches on one prefix, at most", 1)
     tokens_per_batch: int = _bounded(
         0, "steps on videos take as many prefixes as fit into so many slots with padding; 0: clips_per_batch of them", 0
     )
@@ -209,12 +214,12 @@ class TrainingParameters(_Checked):
                 "set reading_steps to 0",
             ),
             (
-                self.grounding_steps and not (self.geometry.selects and self.learning_rates.geometry),
-                "grounding_steps: no geometry module is trained that selects, set them to 0",
+                self.alone and not (self.geometry.selects and self.learning_rates.geometry),
+                "naming_steps, grounding_steps: no geometry module is trained that selects, set them to 0",
             ),
             (
-                self.grounding_steps and not self.guidance.given,
-                "grounding_steps: all weights of guidance are 0, nothing would be said in them",
+                self.alone and not self.guidance.given,
+                "naming_steps, grounding_steps: all weights of guidance are 0, nothing would be said in them",
             ),
             (
                 self.guidance.given and self.strategy == "fsdp",
@@ -237,8 +242,8 @@ class TrainingParameters(_Checked):
                 "learning_rates.language = 0: the adapters of lora would not be trained, set lora.rank to 0",
             ),
             (
-                self.reading_steps + self.grounding_steps + self.steps == 0,
-                "steps, reading_steps and grounding_steps are 0: nothing would be trained",
+                self.reading_steps + self.alone + self.steps == 0,
+                "steps, reading_steps, naming_steps and grounding_steps are 0: nothing would be trained",
             ),
             (self.revision and not self.base, "revision: has no meaning without base"),
             (self.keep == "best" and not self.evaluate_every, "keep = best: needs evaluate_every above 0"),
@@ -249,6 +254,11 @@ class TrainingParameters(_Checked):
         ):
             if wrong:
                 raise ParameterError(message)
+
+    @property
+    def alone(self) -> int:
+        """Steps of the geometry module alone."""
+        return self.naming_steps + self.grounding_steps
 
     @property
     def processes(self) -> int:

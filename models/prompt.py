@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from models.batch import NO_TARGET, Branch
-from models.guide import Notes
+from models.guide import Notes, state_ends, states_of
 from models.parameters import ParameterError
 
 LETTERS = ("A", "B", "C", "D")
@@ -124,8 +124,22 @@ class Prompt:
         tokens = prompt + said[:-1]
         silent = [NO_TARGET] * len(tokens)
         targets = silent[len(said) :] + said
-        notes = Notes(tuple(len(lead) + place for place in self._option_ends(text, options))) if noted else None
+        notes = self._notes(text, options, answer, len(lead)) if noted else None
         return Branch(tokens, targets, self.words(question), len(prompt), notes)
+
+    def _notes(self, text: str, options: Sequence[str], answer: str | None, lead: int) -> Notes:
+        """Where options and their states end, behind so many tokens."""
+        ends, agrees = self._ends(text, options, [[len(option)] for option in options]), ()
+        if answer is not None:
+            cuts = [state_ends(option) for option in options]
+            told = [states_of(option) for option in options]
+            right = told[LETTERS.index(answer)]
+            agrees = tuple(
+                (lead + place, states[: number + 1] == right[: number + 1])
+                for states, places in zip(told, self._ends(text, options, cuts), strict=True)
+                for number, place in enumerate(places)
+            )
+        return Notes(tuple(lead + place for [place] in ends), agrees)
 
     def spans(self, text: str, names: Sequence[str]) -> np.ndarray:
         """(n,L) bool: the tokens of a text that are part of each name, wherever it occurs."""
@@ -137,14 +151,21 @@ class Prompt:
                 row |= (places[:, 0] < found.end()) & (places[:, 1] > found.start())
         return named
 
-    def _option_ends(self, text: str, options: Sequence[str]) -> list[int]:
-        """For each option of a question's text the place of the token that holds its last character."""
+    def _ends(self, text: str, options: Sequence[str], cuts: Sequence[Sequence[int]]) -> list[list[int]]:
+        """For each option of a question's text the places of the tokens that hold the last characters of its pieces.
+
+        Args:
+            text: as `question_text` makes it.
+            options: its options.
+            cuts: how many characters into each option its pieces end.
+        """
         ends, end = [], len(text)
-        for option in reversed(options):
-            ends.append(end - 1)
-            end -= len(option) + len("\nA ")
-        places = self._places(text)
-        return [int(np.flatnonzero(places[:, 1] > last)[0]) for last in reversed(ends)]
+        for option, pieces in zip(reversed(options), reversed(cuts), strict=True):
+            end -= len(option)
+            ends.append([end + piece - 1 for piece in pieces])
+            end -= len("\nA ")
+        last = self._places(text)[:, 1]
+        return [[int(np.flatnonzero(last > character)[0]) for character in pieces] for pieces in reversed(ends)]
 
     def _places(self, text: str) -> np.ndarray:
         """(L,2) where each token of a text begins and ends in it, characters."""

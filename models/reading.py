@@ -9,11 +9,11 @@ first, for matching one state leads to matching a list of them.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
 
+from models.guide import states_of
 from models.prompt import LETTERS
 
 FIRST_SHARE = 0.05
@@ -24,13 +24,6 @@ WRONG = 0.15
 """Share of the stated states that are wrong."""
 LEAST_SHARE = 0.25
 """An interval fills at least this share of the moments."""
-ITEM = re.compile(r"\(\d+\) ([^()]+?)\.(?= \(\d|$)")
-"""A numbered state of a procedural answer."""
-
-
-def states_of(option: str) -> list[str]:
-    """The states that an option lists; an option that lists none is one itself."""
-    return ITEM.findall(option) or [option]
 
 
 def stated_question(options: Sequence[str], moments: int, rng: np.random.Generator) -> tuple[list[str], list[str], str]:

@@ -1,6 +1,7 @@
 """The stages of a training, in order, and the learning rate at each of its steps.
 
 reading    text only: the language model learns to find a stated answer among the options
+naming     the prior's cells alone: they learn whose they are
 grounding  the geometry module alone, without a language model
 videos     questions about videos, everything together
 """
@@ -11,6 +12,9 @@ import math
 from dataclasses import dataclass
 
 from models.parameters import TrainingParameters
+
+FINDS_ALL = 0.7
+"""Share of the grounding stage after which the geometry module finds the cells of all questions itself."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ def stages_of(parameters: TrainingParameters) -> list[Stage]:
     found, first = [], 0
     for name, steps in (
         ("reading", parameters.reading_steps),
+        ("naming", parameters.naming_steps),
         ("grounding", parameters.grounding_steps),
         ("videos", parameters.steps),
     ):
@@ -56,7 +61,7 @@ def rate_factor(step: int, parameters: TrainingParameters) -> float:
     """Share of the peak learning rate at a step: each stage rises for `warmup_share` and then decays."""
     stage = stage_at(step, parameters)
     place = step - stage.first
-    peak = parameters.videos_rate if stage.name == "videos" else 1.0
+    peak = {"grounding": parameters.grounding_rate, "videos": parameters.videos_rate}.get(stage.name, 1.0)
     rise = math.ceil(parameters.warmup_share * stage.steps)
     if place < rise:
         return peak * (place + 1) / (rise + 1)
@@ -64,3 +69,9 @@ def rate_factor(step: int, parameters: TrainingParameters) -> float:
     if parameters.decay == "constant":
         return peak
     return peak * (left if parameters.decay == "linear" else 0.5 - 0.5 * math.cos(math.pi * left))
+
+
+def told_share(step: int, parameters: TrainingParameters) -> float:
+    """Share of the questions whose cells the geometry module is shown at a step, instead of having to find them."""
+    stage = stage_at(step, parameters)
+    return max(1 - (step - stage.first) / (FINDS_ALL * stage.steps), 0.0) if stage.name == "grounding" else 0.0

@@ -29,6 +29,7 @@ TINY = {
         | {"vision_depth": 1, "vision_width": 32, "vision_heads": 2},
         "geometry": {"heads": 0},
         "reading_steps": 2,
+        "naming_steps": 2,
         "grounding_steps": 2,
         "steps": 6,
         "clips_per_batch": 2,

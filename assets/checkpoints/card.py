@@ -14,6 +14,7 @@ HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 LONGEST_LIST = 8
 TEACHES = {
     "reading": "to find what is stated in words among the options; text alone",
+    "naming": "the cells of the prior alone: whose they are",
     "grounding": "the geometry module alone: where to look and what to say",
     "videos": "to answer questions about videos; everything together",
 }

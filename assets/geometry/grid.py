@@ -34,4 +34,9 @@ def block_means(values: np.ndarray, rows: int, columns: int) -> np.ndarray:
 
 def membership(fine: int, coarse: int) -> np.ndarray:
     """(fine, coarse) 0/1: which coarse cell the centre of each fine one falls into."""
-    return np.eye(coarse)[np.floor((np.arange(fine) + 0.5) * coarse / fine).astype(int)]
+    return np.eye(coarse)[coarse_index(fine, coarse)]
+
+
+def coarse_index(fine: int, coarse: int) -> np.ndarray:
+    """(fine,) the coarse cell that the centre of each fine one falls into."""
+    return np.floor((np.arange(fine) + 0.5) * coarse / fine).astype(int)

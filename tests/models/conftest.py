@@ -15,8 +15,9 @@ import torch
 from safetensors.numpy import save_file
 
 from benchmarks.training.resume import SMALLEST
+from models.gsm import CELL_CHANNELS
+from models.guide import states_of
 from models.parameters import TrainingParameters
-from models.reading import states_of
 
 SHARD = "shard-000000"
 CHANGES = (
@@ -31,6 +32,7 @@ TINY = {
     "guidance": dict.fromkeys(("options", "words", "names", "cells", "positions", "states", "in_videos"), 0.0),
     "reading_steps": 3,
     "reading_questions": 6,
+    "naming_steps": 0,
     "grounding_steps": 0,
     "steps": 7,
     "clips_per_batch": 2,
@@ -42,8 +44,8 @@ TINY = {
     "checkpoint_every": 2,
     "log_every": 2,
 }
-GUIDED = {**TINY, "guidance": {}, "grounding_steps": 3}
-"""The same with everything that training can say beside the answers, and a stage for it."""
+GUIDED = {**TINY, "guidance": {}, "naming_steps": 3, "grounding_steps": 3}
+"""The same with everything that training can say beside the answers, and the stages for it."""
 THINGS = 4
 
 
@@ -70,7 +72,7 @@ def write_clip(root: Path, clip: str, frames: int = 8, grid: tuple[int, int] = (
     save_file({"frames": pixels, "timestamps": times, "indices": indices}, folder / f"{clip}.safetensors")
     folder = root / "geometry" / SHARD
     folder.mkdir(parents=True, exist_ok=True)
-    cells = rng.normal(size=(frames // 2, *grid, 14)).astype(np.float16)
+    cells = rng.normal(size=(frames // 2, *grid, CELL_CHANNELS)).astype(np.float16)
     cells[..., 12] = 1
     cover = np.zeros((THINGS, frames // 2, *grid), np.uint8)
     for thing in range(THINGS):
@@ -159,7 +161,7 @@ def made(release: Release, parameters: TrainingParameters) -> tuple:
     from models.prompt import Prompt
 
     questions = questions_of(release.table, with_answer=True)
-    model, tokenizer = build_model(questions, 14, parameters)
+    model, tokenizer = build_model(questions, CELL_CHANNELS, parameters)
     clips = ClipStore(release.videos, release.geometry, parameters)
     prompt = Prompt(tokenizer, parameters.max_text_tokens)
     return TreeMaker(prompt, clips, model, guided=True), model.eval(), questions

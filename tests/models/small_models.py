@@ -12,6 +12,7 @@ from benchmarks.training.resume import SMALLEST
 from models.batch import NO_TARGET, VIDEO_TYPE, Branch, GeometryInputs, Prior, Tree, TreeBatch, pack
 from models.configuration import geometry_config
 from models.geometric_qwen import GeometricQwen, GeometricQwen3
+from models.gsm import CELL_CHANNELS
 from models.parameters import GeometryModelParameters, TinyModelParameters
 from models.pixels import Video
 from models.prompt import SPECIAL_TOKENS
@@ -22,10 +23,10 @@ START, END = IDS["<|vision_start|>"], IDS["<|vision_end|>"]
 SIZES = TinyModelParameters(**SMALLEST)
 FAMILIES = {"qwen2_5": (GeometricQwen, tiny_config), "qwen3": (GeometricQwen3, tiny_config3)}
 VARIANTS = ("none", "addition", "concatenation", "gsm", "fused")
-CHANNELS = 14
-AS_PUBLISHED = {"heads": 0, "window": 0, "context": 1, "merge_time": 2, "merge_space": 2}
+CHANNELS = CELL_CHANNELS
+AS_PUBLISHED = {"heads": 0, "window": 0, "context": 1, "merge_time": 2, "merge_space": 2, "speak": False}
 """The selection as the reference has it: the language model's heads, all keys, tokens read alone, 2x2x2 merged."""
-WINDOWED = {"heads": 2, "window": 2, "context": 3, "merge_time": 1, "merge_space": 1}
+WINDOWED = {"heads": 2, "window": 2, "context": 3, "merge_time": 1, "merge_space": 1, "speak": True}
 """The selection as the laptop profile has it, in small."""
 
 

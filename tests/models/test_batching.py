@@ -3,9 +3,9 @@ import pytest
 import torch
 
 from models.batching import FromStep, StepBatches, cut_by_length
+from models.guide import states_of
 from models.parameters import ParameterError, TrainingParameters
-from models.reading import states_of
-from models.stages import rate_factor, stage_at, stages_of
+from models.stages import FINDS_ALL, rate_factor, stage_at, stages_of, told_share
 from tests.models.conftest import TINY
 
 
@@ -71,6 +71,22 @@ def test_grounding_stage_has_priors_and_no_videos(maker):
     micro = batches[1, 0]
     assert (micro.stage, micro.trees.patches) == ("grounding", None)
     assert len(micro.trees.prior) == 2 and micro.totals.questions == len(micro.trees.owner)
+
+
+def test_naming_stage_has_a_question_for_each_prior_and_no_videos(maker):
+    batches = batches_of(maker, naming_steps=9, grounding_steps=2, guidance={})
+    assert [stage.name for stage in stages_of(batches.parameters)] == ["naming", "grounding", "videos"]
+    first = stages_of(batches.parameters)[0]
+    # 16 questions, one for each clip that is read: 8 steps an epoch.
+    assert sorted(row for step in range(8) for row in rows_asked(batches.packs(first, step))) == list(range(16))
+    assert batches.packs(first, 8) != batches.packs(first, 0)
+    micro = batches[0, 0]
+    assert (micro.stage, micro.trees.patches) == ("naming", None)
+    assert micro.trees.owner.tolist() == [0, 1] and micro.totals.questions == len(micro.trees.prior) == 2
+    assert micro.trees.guide.cover.any()
+    parts = batches_of(maker, naming_steps=9, grounding_steps=0, guidance={}, accumulate=2)
+    assert [parts[0, part].totals for part in (0, 1)] == [micro.totals] * 2
+    assert sum(len(parts[0, part].trees.prior) for part in (0, 1)) == 2
 
 
 @pytest.mark.parametrize("stage", ["reading", "videos"])
@@ -145,15 +161,26 @@ def test_sorting_in_a_window_keeps_padding_small():
 
 
 def test_each_stage_rises_and_decays():
-    parameters = TrainingParameters(reading_steps=100, grounding_steps=50, steps=200, warmup_share=0.1, videos_rate=0.5)
-    rates = [rate_factor(step, parameters) for step in range(350)]
+    stages = {"reading_steps": 100, "naming_steps": 20, "grounding_steps": 50, "steps": 200}
+    parameters = TrainingParameters(**stages, warmup_share=0.1, grounding_rate=0.4, videos_rate=0.5)
+    rates = [rate_factor(step, parameters) for step in range(370)]
     assert rates[0] < rates[5] < rates[10] == 1.0
     assert rates[99] < 0.02
-    assert rates[100] < 0.2 and rates[105] == 1.0 and rates[149] < 0.03
-    assert rates[150] < 0.1 and rates[170] == max(rates[150:]) == 0.5 and 0 < rates[349] < 0.01
-    assert [stage_at(step, parameters).name for step in (99, 100, 150, 400)] == ["reading", "grounding"] + [
-        "videos"
-    ] * 2
-    alone = {"reading_steps": 0, "grounding_steps": 0, "steps": 100, "warmup_share": 0.0}
+    assert rates[100] < 0.5 and rates[102] == 1.0 and rates[119] < 0.06
+    assert rates[120] < 0.1 and rates[125] == max(rates[120:170]) == 0.4 and rates[169] < 0.02
+    assert rates[170] < 0.1 and rates[190] == max(rates[170:]) == 0.5 and 0 < rates[369] < 0.01
+    names = [stage_at(step, parameters).name for step in (99, 100, 119, 120, 170, 400)]
+    assert names == ["reading", "naming", "naming", "grounding", "videos", "videos"]
+    alone = {"reading_steps": 0, "naming_steps": 0, "grounding_steps": 0, "steps": 100, "warmup_share": 0.0}
     assert rate_factor(50, TrainingParameters(**alone, decay="cosine", videos_rate=1.0)) == pytest.approx(0.5)
     assert rate_factor(99, TrainingParameters(**alone, decay="constant", videos_rate=0.3)) == 0.3
+
+
+def test_cells_are_told_less_and_less_and_in_the_grounding_stage_alone():
+    parameters = TrainingParameters(reading_steps=10, naming_steps=20, grounding_steps=100, steps=50)
+    shares = [told_share(step, parameters) for step in range(200)]
+    assert not any(shares[:30]) and shares[30] == 1.0
+    found = 30 + round(100 * FINDS_ALL)
+    assert shares[30:found] == sorted(set(shares[30:found]), reverse=True) and shares[found - 1] > 0
+    assert shares[30 + round(50 * FINDS_ALL)] == pytest.approx(0.5)
+    assert max(shares[found:]) == pytest.approx(0.0, abs=1e-9)

@@ -7,7 +7,9 @@ import safetensors
 import torch
 from safetensors.numpy import load_file, save_file
 
-from models.data import ClipError, ClipStore, TreeMaker, groups_of, questions_of, without_answers
+from models.data import ClipError, ClipStore, TreeMaker, _middles, groups_of, questions_of, without_answers
+from models.gsm import CELL_CHANNELS
+from models.guide import Procedure
 from models.parameters import TrainingParameters
 from models.prompt import QuestionError
 from tests.models.conftest import SHARD, TINY, clip_name, write_clip
@@ -35,6 +37,36 @@ def test_hidden_part_is_not_read(release, parameters):
     assert clips.prior(SHARD, release.clips[0], 2.0).times.tolist() == [0.5, 1.5]
 
 
+@pytest.mark.parametrize(
+    ("times", "merge", "middles"),
+    [
+        ([0.5, 1.5, 2.5], 1, [0.0, 1.0, 2.0]),
+        ([0.5, 1.5, 2.5, 3.5], 2, [0.5, 2.5]),
+        # A slot that is half filled ends with what it holds.
+        ([0.5, 1.5, 2.5, 3.5, 4.5], 2, [0.5, 2.5, 4.0]),
+        ([0.5, 2.5, 3.0], 1, [-0.5, 1.5, 2.75]),
+        ([0.7], 1, [0.7]),
+        ([0.5, 1.5], 2, [1.5]),
+    ],
+)
+def test_slots_have_their_moments_in_the_middle(times, merge, middles):
+    assert _middles(np.array(times), merge).tolist() == pytest.approx(middles)
+
+
+def test_states_are_those_of_the_middles_of_the_slots_that_are_seen(maker):
+    """Slots end at 0.5, 1.5, … s, and the last that is seen at 1.5 s; a state changes between middle and end."""
+    make, _, questions = maker
+    evidence = {"objects": {"former": 0}, "runs": [1, 1, 1], "times": [0.0, 0.7, 1.2, 3.5]}
+    row = {"states": ["a", "b", "c"], "targets": ["red box 0"], "viewpoint_subject": "camera"}
+    how = Procedure.of(row | {"evidence": json.dumps(evidence)})
+    asked = {}
+    for group in groups_of(questions)[:2]:
+        question = replace(questions[group.rows[0]], procedure=how)
+        asked[group.visible_until] = make.grounding_tree(group, [question]).branches[0].notes.states
+    # Middles of the slots of the three queries: 0, 1 and 1 s of what is seen; 0, 2 and 3 s of all.
+    assert asked == {2.0: ["", "b", "b"], None: ["", "c", "c"]}
+
+
 def test_changes_after_the_visible_part_change_nothing(release, parameters, tmp_path):
     write_clip(tmp_path, clip_name(0), seed=0)
     path = tmp_path / "geometry" / SHARD / f"{clip_name(0)}.safetensors"
@@ -53,7 +85,7 @@ def test_clip_seen_from_nothing_on_still_has_a_frame_and_an_empty_cell(release, 
     make, model, questions = maker
     group = replace(groups_of(questions)[0], visible_until=-1.0)
     tree = make.tree(group, [questions[row] for row in group.rows])
-    assert tree.video.grid[0] == 1 and tree.prior.features.shape == (1, 1, 1, 14)
+    assert tree.video.grid[0] == 1 and tree.prior.features.shape == (1, 1, 1, CELL_CHANNELS)
     assert not tree.prior.features.any()
     batch = make.pack([tree])
     assert torch.isfinite(model.score(batch, batch.prompt_end)).all()
@@ -76,7 +108,7 @@ def test_cells_do_not_depend_on_the_unit_of_length(parameters, tmp_path):
 def test_unusable_numbers_become_zero(parameters, tmp_path):
     write_clip(tmp_path, clip_name(0))
     path = tmp_path / "geometry" / SHARD / f"{clip_name(0)}.safetensors"
-    cells = np.full((2, 2, 2, 14), np.nan, np.float16)
+    cells = np.full((2, 2, 2, CELL_CHANNELS), np.nan, np.float16)
     cells[0, 0, 0] = np.inf
     save_file({"prior_features": cells, "prior_times": np.arange(2.0)}, path)
     clips = ClipStore(tmp_path / "videos", tmp_path / "geometry", parameters)
@@ -102,9 +134,12 @@ def test_shape_tells_what_reading_will_give_without_reading_it(release, paramete
     for until in (None, 2.0, -1.0):
         for clip in release.clips:
             assert clips.video_tokens(SHARD, clip, until) == clips.video(SHARD, clip, until).tokens
-            assert clips.prior_size(SHARD, clip, until) == clips.prior(SHARD, clip, until, 14).features.shape[:3]
+            assert (
+                clips.prior_size(SHARD, clip, until)
+                == clips.prior(SHARD, clip, until, CELL_CHANNELS).features.shape[:3]
+            )
     shape = clips.shape(SHARD, release.clips[1])
-    assert (shape.size, shape.prior, len(shape.times)) == ((42, 60), (5, 4, 4, 14), 10)
+    assert (shape.size, shape.prior, len(shape.times)) == ((42, 60), (5, 4, 4, CELL_CHANNELS), 10)
     blind = TrainingParameters.from_mapping({**TINY, "geometry": {"queries": 0}})
     without = ClipStore(release.videos, release.geometry, blind)
     assert without.shape(SHARD, release.clips[1]).prior is None

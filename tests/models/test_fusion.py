@@ -40,7 +40,8 @@ def test_addition_adds_the_projected_prior_at_its_place():
     assert torch.equal(with_geometry[~batch.video_slots], without[~batch.video_slots])
     model = model_of("qwen2_5", "addition")
     # The second clip, cell by cell: 3×4×4 features merge to 2×2×2 cells, the vision tokens are 3×2×2.
-    keys, visible, _ = model.fusion.prior(batch.prior, batch.prior_grid, batch.prior_times)
+    cells = model.fusion.prior(batch.prior, batch.prior_grid, batch.prior_times)
+    keys, visible = cells.whole, cells.visible
     assert visible[1].all() and keys.shape[1] == 8
     cells = keys[1].reshape(2, 2, 2, -1)
     added = (with_geometry - without)[1][batch.video_slots[1]] + model.fusion.prior.mlp[2].bias
@@ -60,7 +61,7 @@ def test_concatenation_puts_every_cell_behind_the_vision_tokens():
         video, cells = (slots[row].nonzero().flatten() for slots in (batch.video_slots, batch.geometry_slots))
         assert cells[0] == video[-1] + 1
         assert torch.equal(batch.positions[:, row, cells], batch.positions[:1, row, cells].expand(3, -1))
-    keys, _, _ = model.fusion.prior(batch.prior, batch.prior_grid, batch.prior_times)
+    keys = model.fusion.prior(batch.prior, batch.prior_grid, batch.prior_times).whole
     torch.testing.assert_close(model.read(batch).embeddings[batch.geometry_slots], keys.flatten(0, 1))
 
 
@@ -76,7 +77,8 @@ def test_geometry_opens_the_gate_and_follows_the_vision_tokens(family):
     model, batch = fused(family)
     fusion, reading = model.fusion, model.read(batch, with_attention=True)
     vision = model.get_video_features(batch.patches, batch.video_grid, return_dict=True).pooler_output
-    keys, visible, _ = model.gsm.prior(batch.prior, batch.prior_grid, batch.prior_times)
+    cells = model.gsm.prior(batch.prior, batch.prior_grid, batch.prior_times)
+    keys, visible = cells.whole, cells.visible
     for row, plain in enumerate(vision):
         tokens = reading.selection.tokens[row]
         seen = reading.embeddings[row][batch.video_slots[row]]

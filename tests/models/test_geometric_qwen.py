@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from models.geometric_qwen import GeometricQwen, check_weights, load_base, load_checkpoint
-from models.gsm import QUERY_SPREAD
+from models.gsm import CELL_CHANNELS, CELL_PLACE, PLACE_GAIN, QUERY_SPREAD
 from models.parameters import ParameterError
 from tests.models.small_models import FAMILIES, model_of, one_by_one, packed, tree_of, without_geometry
 
@@ -66,6 +66,42 @@ def test_geometry_is_added_to_a_plain_base(family, tmp_path):
     torch.manual_seed(3)
     again = load_base(str(tmp_path), model.config.geometry_config).state_dict()
     assert all(torch.equal(value, again[name]) for name, value in grown.state_dict().items())
+
+
+def test_a_module_that_is_added_begins_with_reading_places(tmp_path):
+    model_of("qwen2_5", "none").save_pretrained(tmp_path)
+    gsm = load_base(str(tmp_path), model_of("qwen2_5", "gsm", merge_time=2, merge_space=1).config.geometry_config).gsm
+    # Places in both merged cells and the logarithms of their speeds lead the values, and each head reads them first.
+    chosen = [*CELL_PLACE, CELL_CHANNELS]
+    leading = gsm.prior.straight.weight.detach()[: len(chosen)].unflatten(1, (2, -1))
+    expected = torch.zeros(16, CELL_CHANNELS + 1)
+    expected[range(16), chosen] = PLACE_GAIN / 2
+    assert len(chosen) == 16 and all(torch.equal(leading[:, cell], expected) for cell in range(2))
+    assert gsm.prior.straight.weight.detach()[16:].std() == pytest.approx(0.04, rel=0.3)
+    attention = gsm.selector[0].attention
+    for head in attention.v_proj.weight.detach().split(attention.head_dim):
+        assert torch.equal(head[:, :16], torch.eye(16)) and 0 < head[:, 16:].abs().max() < 0.3
+    assert not torch.equal(gsm.condenser[0].attention.v_proj.weight.detach()[:16, :16], torch.eye(16))
+
+
+@pytest.mark.parametrize("speak", [True, False])
+def test_what_values_and_tokens_go_through_is_saved_and_loaded(tmp_path, speak):
+    model = model_of("qwen2_5", "gsm", speak=speak)
+    batch = packed(model, [tree_of(model, 0, 2)])
+    model.save_pretrained(tmp_path)
+    linear = {"gsm.prior.straight.weight", *(["gsm.speak.weight"] if speak else [])}
+    assert {
+        name for name in load_file(tmp_path / "model.safetensors") if "straight" in name or "speak" in name
+    } == linear
+    for loaded in (load_checkpoint(tmp_path), load_base(str(tmp_path), model.config.geometry_config)):
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, loaded.state_dict()[name]), name
+        with torch.no_grad():
+            tokens = [each.select(batch.geometry).tokens for each in (model, loaded.eval())]
+            assert torch.equal(*tokens)
+            for name in linear:
+                loaded.get_parameter(name).zero_()
+                assert not torch.allclose(loaded.select(batch.geometry).tokens, tokens[0], atol=1e-3)
 
 
 def test_attention_and_precision_are_those_asked_for(tmp_path):

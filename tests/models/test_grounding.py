@@ -9,7 +9,17 @@ import pytest
 import torch
 
 from models.batch import pack
-from models.grounding import BARE_TAKING_PART, Guides, grounding_losses, meaning, option_losses, spoken
+from models.grounding import (
+    BARE_TAKING_PART,
+    HAPPENS,
+    Guides,
+    blinkers_of,
+    grounding_losses,
+    meaning,
+    naming_loss,
+    option_losses,
+    spoken,
+)
 from models.gsm import Looks, Selection, Window
 from models.guide import NO_THING, NO_WORD, UNKNOWN, Notes, Things
 from models.loss import stage_loss, totals_of
@@ -41,8 +51,9 @@ def guided_tree(model, seed: int, questions: int, known: bool = True, seen: bool
     for number, branch in enumerate(tree.branches):
         spans = np.zeros((3, len(branch.question)), bool)
         spans[0, :2] = spans[1, 2] = spans[2, 3] = True
+        things = (number % 2, (number + 1) % 2, NO_THING)
         states = [STATES[(number + k) % 3] for k in range(model.geometry_tokens)]
-        noted = Notes((1, 2, 3, 4), states, (number % 2, (number + 1) % 2, NO_THING), spans)
+        noted = Notes((1, 2, 3, 4), states=states, things=things, spans=spans)
         # An answer that is a letter stands where the prompt ends.
         answer = [int(LETTERS[number % 4]), 2]
         targets = branch.targets[:-2] + answer
@@ -151,6 +162,69 @@ def test_looking_everywhere_costs_what_the_hand_says(model, guides):
     assert float(parts["cells"]) == pytest.approx(in_cells, rel=1e-4)
 
 
+def shown_by_hand(batch, window) -> torch.Tensor:
+    """(Q,6,N,W) what heads should look at: the cells that the thing of their role fills by more than half as well as
+    its best one, at the query's own slot or the one before."""
+    shown = torch.zeros(len(batch.owner), 6, *window.keys.shape[1:], dtype=torch.bool)
+    for question, head, query in np.ndindex(*shown.shape[:3]):
+        weights = cover_seen(batch, window, question, query, head % 3, head // 3)
+        if weights is not None:
+            shown[question, head, query] = weights > 0.5
+    return shown
+
+
+@pytest.mark.parametrize("slots", [2, 0])
+def test_blinkers_show_the_cells_of_the_named_things_at_both_moments(model, monkeypatch, slots):
+    batch = packed(model, two_clips(model))
+    monkeypatch.setattr(model.gsm.selector[0].attention, "heads", 6)
+    monkeypatch.setattr(model.gsm, "window", slots)
+    window = model.gsm.window_of(batch.prior, batch.prior_grid)
+    expected = shown_by_hand(batch, window)
+    assert torch.equal(blinkers_of(model, batch, 1.0), expected)
+    shown = expected.any(-1)
+    # Nobody is the viewpoint; the second thing is not there at first, and nothing is before the clip begins.
+    assert shown[:, [0, 1, 3, 4]].any() and not shown[:, [2, 5]].any() and not shown[:, 3:, 0].any()
+    # A column of the clip's cells, and one cell of the one and a half that wander.
+    assert set(expected[0, 0].sum(-1).tolist()) == {batch.prior_grid[0, 1].item()}
+    assert set(expected[0, 1].sum(-1).tolist()) == {0, 1}
+
+
+def test_blinkers_are_for_the_drawn_questions_and_for_them_alone(model):
+    tree = guided_tree(model, 0, 3)
+    batch = packed(model, [replace(tree, branches=tree.branches * 20)])
+    every = blinkers_of(model, batch, 1.0)
+    torch.manual_seed(0)
+    some = blinkers_of(model, batch, 0.5)
+    drawn = some.flatten(1).any(1)
+    assert torch.equal(some, every & drawn[:, None, None, None])
+    assert 15 < drawn.sum() < 45 and every.flatten(1).any(1).all()
+    torch.manual_seed(0)
+    assert torch.equal(blinkers_of(model, batch, 0.5), some)
+    assert blinkers_of(model, batch, 0.0) is None
+
+
+def test_what_nobody_knows_or_sees_is_not_shown(model):
+    for given in ({"known": False}, {"seen": False}):
+        assert not blinkers_of(model, packed(model, two_clips(model, **given)), 1.0).any()
+    empty = Things([], np.zeros((0, 1, 1, 1), np.float32))
+    bare = packed(model, [replace(tree, things=empty) for tree in two_clips(model, known=False)])
+    assert not blinkers_of(model, bare, 1.0).any()
+
+
+@torch.no_grad()
+def test_being_told_changes_what_is_said_and_not_where_heads_look(model, guides):
+    batch = packed(model, two_clips(model))
+
+    def parts(stage, told):
+        return stage_loss(model, batch, stage, PARAMETERS, None, guides, LETTERS, told).parts
+
+    found, told = parts("grounding", 0.0), parts("grounding", 1.0)
+    assert all(torch.equal(found[name], told[name]) for name in ("words", "names", "cells"))
+    assert all(abs(float(found[name] - told[name])) > 1e-4 for name in ("positions", "states"))
+    open_eyes, still = parts("videos", 0.0), parts("videos", 1.0)
+    assert all(torch.equal(open_eyes[name], still[name]) for name in PARTS)
+
+
 def test_few_heads_look_for_the_first_roles(model, guides):
     """Two heads know nothing of the viewpoint and of the slot before."""
     batch = packed(model, two_clips(model))
@@ -199,9 +273,9 @@ def test_saying_where_things_are(model, guides):
                     cover = batch.guide.cover[row, thing, at]
                     # Half a cell less than the fullest does not count: 0.8 and 0.4 are one cell.
                     full = cover > 0.5 * cover.max()
-                    place = batch.prior[row, at][full][:, :9].mean(0)
-                    # Motion counts five times as much as place.
-                    place[6:] *= 5
+                    mean = batch.prior[row, at][full].mean(0)
+                    # Motion counts five times as much as place, headings, which are the last channels, a third.
+                    place = torch.cat([mean[:6], 5 * mean[6:9], 0.3 * mean[14:20]])
                     errors.append(float(place.square().mean()))
         expected += np.mean(errors)
     found = grounding_losses(model, guides, batch, selection)["positions"]
@@ -269,10 +343,40 @@ def test_shares_of_a_step_add_up(model, guides, stage):
         assert whole[name] > 1e-3
 
 
+@pytest.mark.parametrize("stage", ["naming", "grounding"])
 @torch.no_grad()
-def test_shares_of_names_add_up(model, guides):
-    whole, summed = shares_and_whole(model, guides, "grounding")
-    assert summed["names"] == pytest.approx(whole["names"], rel=1e-4)
+def test_shares_of_names_add_up(model, guides, stage):
+    whole, summed = shares_and_whole(model, guides, stage)
+    assert summed["names"] == pytest.approx(whole["names"], rel=1e-4) and whole["names"] > 1e-3
+
+
+def test_naming_is_the_names_of_the_prior_alone(model, guides):
+    batch = packed(model, two_clips(model))
+    loss = stage_loss(model, batch, "naming", PARAMETERS, None, guides)
+    selection = model.select(batch.geometry, with_looks=True)
+    torch.testing.assert_close(
+        naming_loss(model, guides, batch), grounding_losses(model, guides, batch, selection)["names"]
+    )
+    assert set(loss.parts) == {"names"} and loss.logits is None
+    torch.testing.assert_close(loss.total, naming_loss(model, guides, batch) / 4)
+    loss.total.backward()
+    taught = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    keys = {f"gsm.prior.{name}" for name, _ in model.gsm.prior.named_parameters() if name.startswith("mlp")}
+    assert taught == keys | {"gsm.selector.0.attention_norm.weight"}
+    readers = {name for name, parameter in guides.named_parameters() if parameter.grad is not None}
+    assert readers == {"name.weight", "name.bias", "nobody"}
+
+
+@torch.no_grad()
+def test_moments_at_which_something_happens_weigh_more(model, guides):
+    """With silent tokens all states are as likely; what is left are the two weights."""
+    batch = packed(model, two_clips(model))
+    selection = looking(model, batch, all_words, all_cells)
+    chance = math.log(3)
+    for states, weight in (([0, 0, 0], 1 - HAPPENS), ([1, 2, 1], HAPPENS), ([0, 0, 1], 1.0), ([UNKNOWN, 0, 0], 0.2)):
+        batch.guide.states[:] = torch.tensor(states)
+        found = grounding_losses(model, guides, batch, selection)["states"]
+        assert float(found) == pytest.approx(4 * weight * chance, rel=1e-5)
 
 
 def test_gradients_of_the_grounding_stage_stay_in_the_geometry_module(model, guides):
@@ -284,7 +388,7 @@ def test_gradients_of_the_grounding_stage_stay_in_the_geometry_module(model, gui
     assert all(p.grad.abs().sum() > 0 for name, p in model.gsm.named_parameters() if not name.endswith("k_proj.bias"))
     assert model.get_input_embeddings().weight.grad is None
     readers = {name for name, parameter in guides.named_parameters() if parameter.grad is not None}
-    assert readers == {name for name, _ in guides.named_parameters() if not name.startswith("option.")}
+    assert readers == {name for name, _ in guides.named_parameters() if not name.startswith(("option.", "agree."))}
 
 
 def test_gradients_of_the_stage_on_videos_reach_everything(model, guides):

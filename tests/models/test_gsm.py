@@ -4,17 +4,28 @@ import pytest
 import torch
 from torch import nn
 
-from models.geometric_qwen import GeometricQwen, geometry_config, tiny_config
-from models.gsm import GeometrySelection, PriorProjection, Readers
+from models.configuration import geometry_config
+from models.geometric_qwen import GeometricQwen
+from models.gsm import (
+    CELL_CHANNELS,
+    CELL_PLACE,
+    FLOW_SCALE,
+    PLACE_GAIN,
+    STILL,
+    GeometrySelection,
+    PriorProjection,
+    Readers,
+)
 from models.parameters import GeometryModelParameters, ParameterError, TinyModelParameters
 from models.prompt import SPECIAL_TOKENS
+from models.tiny import tiny_config
 from tests.models.small_models import AS_PUBLISHED
 
 IDS = {**{token: place for place, token in enumerate(SPECIAL_TOKENS)}, "vocabulary": 50}
 SIZES = TinyModelParameters(hidden_size=32, layers=1, heads=2, key_value_heads=1, vision_width=16, vision_heads=2)
 
 
-def selection(channels: int = 14, **geometry) -> GeometrySelection:
+def selection(channels: int = CELL_CHANNELS, **geometry) -> GeometrySelection:
     torch.manual_seed(0)
     parameters = GeometryModelParameters(**{"queries": 5, "condenser_depth": 1, **AS_PUBLISHED, **geometry})
     model = GeometricQwen(tiny_config(SIZES, IDS, geometry_config(parameters, channels)))
@@ -25,7 +36,7 @@ def selection(channels: int = 14, **geometry) -> GeometrySelection:
     return model.gsm
 
 
-def inputs(rows: int = 2, channels: int = 14):
+def inputs(rows: int = 2, channels: int = CELL_CHANNELS):
     generator = torch.Generator().manual_seed(1)
     question = torch.randn(3, 7, 32, generator=generator)
     visible = torch.ones(3, 7, dtype=torch.bool)
@@ -47,7 +58,7 @@ def test_padding_of_questions_and_priors_changes_nothing():
     alone = gsm(question, visible, prior, grid, times, owner, with_attention=True)
     longer = torch.cat([question, torch.full((3, 4, 32), 9.0)], 1)
     seen = torch.cat([visible, torch.zeros(3, 4, dtype=torch.bool)], 1)
-    wider = torch.zeros(2, 7, 8, 5, 14)
+    wider = torch.zeros(2, 7, 8, 5, CELL_CHANNELS)
     wider[:, :4, :6, :4] = prior
     later = torch.cat([times, torch.zeros(2, 3)], 1)
     padded = gsm(longer, seen, wider, grid, later, owner, with_attention=True)
@@ -102,7 +113,7 @@ def _turned(vectors, cosine, sine):
 
 
 def test_gradients_reach_everything_through_the_attention_alone():
-    gsm = selection()
+    gsm = selection(speak=True)
     found = gsm(*inputs(), with_attention=True).attention
     found[..., 0].log().sum().backward()
     still = {name for name, parameter in gsm.named_parameters() if parameter.grad is None}
@@ -117,7 +128,7 @@ def test_gradients_reach_everything_through_the_attention_alone():
             "mlp.up_proj.weight",
             "mlp.down_proj.weight",
         )
-    } | {"norm.weight"}
+    } | {"prior.straight.weight", "speak.weight", "norm.weight"}
 
 
 def test_keys_are_projected_once_per_clip_in_any_order_of_questions():
@@ -217,31 +228,49 @@ def test_block_is_the_papers_arithmetic():
 
 
 def test_merging_by_explicit_loops():
-    geometry = {"channels": 14, "octaves": 1, "prior": "cells", "merge_time": 2, "merge_space": 2}
+    geometry = {"channels": CELL_CHANNELS, "octaves": 1, "prior": "cells", "merge_time": 2, "merge_space": 2}
     projection = PriorProjection(8, geometry)
-    features = torch.randn(1, 3, 2, 5, 14)
+    features = torch.randn(1, 3, 2, 5, CELL_CHANNELS)
     times = torch.tensor([[0.5, 1.0, 1.5]])
-    keys, visible, coordinates = projection(features, torch.tensor([[3, 2, 5]]), times)
-    assert keys.shape == (1, 2 * 1 * 3, 8) and visible.all()
-    assert coordinates[0].tolist() == [[s, 0.0, w] for s in (1.0, 1.5) for w in range(3)]
+    cells = projection(features, torch.tensor([[3, 2, 5]]), times)
+    assert cells.keys.shape == cells.values.shape == (1, 2 * 1 * 3, 8) and cells.visible.all()
+    assert cells.places[0].tolist() == [[s, 0.0, w] for s in (1.0, 1.5) for w in range(3)]
 
     def cell(t, h, w):
         inside = t < 3 and h < 2 and w < 5
-        raw = features[0, t, h, w] if inside else torch.zeros(14)
-        # Cells without their own waves say where; 60 π / 32 of a minute is a wave of 64 seconds.
+        raw = features[0, t, h, w] if inside else torch.zeros(CELL_CHANNELS)
+        flow = raw[6:9] * FLOW_SCALE
+        own = torch.cat([raw[:6], flow, raw[9:], torch.log(flow.norm() + STILL)[None]])
+        light = (raw[9:12] + 1) / 2
+        # 60 π / 32 of a minute is a wave of 64 seconds.
         waves = [2.0**octave * 60 * math.pi / 32 * raw[13] for octave in range(6)]
-        angle = torch.cat([raw[:6] * math.pi / 4, raw[9:12] * math.pi / 2, torch.stack(waves)])
-        return torch.cat([raw, angle.sin(), angle.cos()])
+        tint = light / light.max().clamp(min=0.05)
+        angle = torch.cat([raw[:6] * math.pi / 4, raw[9:12] * math.pi / 2, tint * math.pi / 2, torch.stack(waves)])
+        return own, torch.cat([own, angle.sin(), angle.cos()])
 
     merged = [cell(2 + t, h, 4 + w) for t in range(2) for h in range(2) for w in range(2)]
-    together = torch.cat(merged)
-    torch.testing.assert_close(keys[0, 5], projection.mlp(together) + projection.straight(together))
+    own, described = (torch.cat(parts) for parts in zip(*merged, strict=True))
+    torch.testing.assert_close(cells.keys[0, 5], projection.mlp(described))
+    torch.testing.assert_close(cells.values[0, 5], projection.straight(own))
+    torch.testing.assert_close(cells.whole, cells.keys + cells.values)
+
+
+def test_values_begin_as_the_mean_places_of_the_merged_cells():
+    geometry = {"channels": CELL_CHANNELS, "octaves": 1, "prior": "cells", "merge_time": 2, "merge_space": 1}
+    projection = PriorProjection(32, geometry)
+    projection.begin_with_places()
+    features = torch.randn(1, 2, 1, 1, CELL_CHANNELS)
+    values = projection(features, torch.tensor([[2, 1, 1]]), torch.tensor([[0.5, 1.0]])).values[0, 0]
+    scale = torch.ones(CELL_CHANNELS)
+    scale[6:9] = FLOW_SCALE
+    expected = (features[0, :, 0, 0] * scale).mean(0)[list(CELL_PLACE)] * PLACE_GAIN
+    torch.testing.assert_close(values[: len(CELL_PLACE)], expected)
 
 
 def test_wrong_channels_are_refused():
-    with pytest.raises(ParameterError, match="geometric cells have 14"):
+    with pytest.raises(ParameterError, match=f"geometric cells have {CELL_CHANNELS}"):
         geometry_config(GeometryModelParameters(), 1024)
-    with pytest.raises(ValueError, match="the model reads 14"):
+    with pytest.raises(ValueError, match=f"the model reads {CELL_CHANNELS}"):
         selection()(*inputs(channels=9))
     assert geometry_config(GeometryModelParameters(queries=0), 0) is None
 

@@ -144,9 +144,9 @@ def test_notes_are_laid_out_by_explicit_loops():
     spans = np.zeros((3, 4), bool)
     spans[0, 1:3] = spans[2, 0] = True
     notes = [
-        Notes((1, 2, 3, 4), ["", "a", "b"], (1, 0, NO_THING), spans),
+        Notes((1, 2, 3, 4), states=["", "a", "b"], things=(1, 0, NO_THING), spans=spans),
         Notes((1, 2, 3, 4)),
-        Notes((1, 2, 3, 4), ["b", "b", "c"], (0, NO_THING, NO_THING), spans[:, :2]),
+        Notes((1, 2, 3, 4), states=["b", "b", "c"], things=(0, NO_THING, NO_THING), spans=spans[:, :2]),
     ]
     cover = np.random.default_rng(0).random((2, 2, 3, 2)).astype(np.float32)
     things = [Things(["red box", "car"], cover), Things(["x"], cover[:1, :, :1]), Things([], np.zeros((0, 1, 1, 1)))]
@@ -173,7 +173,7 @@ def test_notes_are_laid_out_by_explicit_loops():
 
 def test_a_guide_without_priors_or_things():
     ends = torch.ones(1, 4, dtype=torch.bool)
-    stated = guide_of([Notes((0, 1, 2, 3), ["a", ""])], [], ends, words, 2, (0, 0, 0, 0))
+    stated = guide_of([Notes((0, 1, 2, 3), states=["a", ""])], [], ends, words, 2, (0, 0, 0, 0))
     assert stated.cover is None and stated.to("cpu").cover is None and stated.states.tolist() == [[1, 0]]
     empty = guide_of([Notes((0,))], [Things([], np.zeros((0, 1, 1, 1)))], ends, words, 2, (3, 2, 1, 5))
     # A thing without a name that shows nowhere.
@@ -188,12 +188,12 @@ def test_trees_carry_what_their_rows_and_records_say(maker):
         batch = make.pack([build(group, [questions[row] for row in group.rows]) for group in groups])
         guide, asked = batch.guide, [questions[row] for group in groups for row in group.rows]
         assert (batch.prior_grid[:, 0].tolist(), model.geometry_tokens) == ([2, 4], 3)
-        # Slots end at 0.5, 1.5, … s: what each of three queries is at, and what the row says of it.
-        ends = {2.0: [0.5, 0.5, 1.5], None: [0.5, 2.5, 3.5]}
+        # Slots end at 0.5, 1.5, … s, so their middles are whole seconds: what each of three queries is at.
+        middles = {2.0: [0.0, 1.0, 1.0], None: [0.0, 2.0, 3.0]}
         texts = [make.prompt.tokenizer.decode(row[row != NO_WORD]) for row in guide.state_words]
         for place, question in enumerate(asked):
             assert [text.removeprefix(") ").removesuffix(".") for text in (texts[k] for k in guide.states[place])] == [
-                state or SILENCE for state in question.procedure.states_at(np.array(ends[question.visible_until]))
+                state or SILENCE for state in question.procedure.states_at(np.array(middles[question.visible_until]))
             ]
             thing, visible = int(question.question.split("red box ")[1][0]), batch.question_visible[place]
             assert guide.things[place].tolist() == [thing, NO_THING, NO_THING]

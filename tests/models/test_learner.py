@@ -7,6 +7,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 
 from models.attention import FLOAT32
 from models.data import questions_of
+from models.gsm import CELL_CHANNELS
 from models.learner import build_learner, on_cpu
 
 
@@ -26,7 +27,7 @@ def test_sdpa_is_in_float32_wherever_a_training_ends_up_on_the_cpu(
 ):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: found)
     chosen = replace(parameters, accelerator=accelerator, attention=attention)
-    model = build_learner(questions_of(release.table, with_answer=True), 14, chosen).model
+    model = build_learner(questions_of(release.table, with_answer=True), CELL_CHANNELS, chosen).model
     assert model.model.language_model.config._attn_implementation == taken
 
 

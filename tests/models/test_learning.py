@@ -11,6 +11,7 @@ from models.batch import Branch, Prior, Tree, pack
 from models.configuration import geometry_config
 from models.geometric_qwen import GeometricQwen
 from models.grounding import Guides
+from models.gsm import CELL_CHANNELS
 from models.guide import Notes, Things
 from models.loss import stage_loss
 from models.parameters import GeometryModelParameters, TinyModelParameters, TrainingParameters
@@ -31,27 +32,28 @@ def question_of(former: int, latter: int) -> str:
     return f"Where is {NAMES[former]} as seen from {NAMES[latter]}?"
 
 
-def learner(**sizes: int):
+def learner(geometry: bool = True, **sizes: int):
     """A small model, its tokenizer's prompt and the readers that guide it."""
     torch.manual_seed(0)
     texts = [question_of(a, b) for a in range(4) for b in range(4)]
     texts += [f"{letter} (1) {state}." for state in STATES for letter in "ABCD"]
     tokenizer = build_tokenizer(texts * 2, 400)
-    geometry = GeometryModelParameters(queries=QUERIES, octaves=1, heads=2, condenser_depth=1)
-    config = tiny_config(TinyModelParameters(**sizes, **VISION), special_ids(tokenizer), geometry_config(geometry, 14))
+    chosen = GeometryModelParameters(queries=QUERIES, octaves=1, heads=2, condenser_depth=1)
+    module = geometry_config(chosen, CELL_CHANNELS) if geometry else None
+    config = tiny_config(TinyModelParameters(**sizes, **VISION), special_ids(tokenizer), module)
     return GeometricQwen(config), Prompt(tokenizer, 500), Guides(config.text_config.hidden_size)
 
 
 def clip(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Cells (T,h,w,14) of four things that jump about, and what each covers."""
-    cells = rng.normal(0, 0.3, (SLOTS, HEIGHT, WIDTH, 14)).astype(np.float32)
+    """Cells (T,h,w,C) of four things that jump about, and what each covers."""
+    cells = rng.normal(0, 0.3, (SLOTS, HEIGHT, WIDTH, CELL_CHANNELS)).astype(np.float32)
     cells[..., 9:12], cells[..., 12] = 0.0, 1.0
     cells[..., 13] = np.arange(SLOTS)[:, None, None] / 60
     cover = np.zeros((4, SLOTS, HEIGHT, WIDTH), np.float32)
     for slot in range(SLOTS):
         places = rng.permutation(HEIGHT * WIDTH)[:4]
         for thing, place in enumerate(places):
-            cells[slot].reshape(-1, 14)[place, 9:12] = COLOURS[thing]
+            cells[slot].reshape(-1, CELL_CHANNELS)[place, 9:12] = COLOURS[thing]
             cover[thing, slot].reshape(-1)[place] = 1.0
     return cells, cover
 
@@ -64,7 +66,8 @@ def grounding_tree(prompt: Prompt, world: tuple, rng: np.random.Generator) -> Tr
         former, latter = rng.permutation(4)[:2].tolist()
         text = question_of(former, latter)
         ids = prompt.words(text)
-        notes = Notes((0, 1, 2, 3), (), (former, latter, -1), prompt.spans(text, [NAMES[former], NAMES[latter], ""]))
+        spans = prompt.spans(text, [NAMES[former], NAMES[latter], ""])
+        notes = Notes((0, 1, 2, 3), things=(former, latter, -1), spans=spans)
         branches.append(Branch(ids, [-100] * len(ids), ids, len(ids), notes))
     prior = Prior(cells, np.arange(SLOTS) + 0.5)
     return Tree(prompt.prefix(False), None, prior, branches, things=Things(list(NAMES), cover))
@@ -127,7 +130,9 @@ def test_grounding_brings_the_attention_to_the_things_that_are_named():
 
 
 def test_reading_finds_what_is_stated_among_the_options():
-    model, prompt, guides = learner(hidden_size=64, layers=3, heads=4, key_value_heads=2, intermediate_size=128)
+    # It is text alone, so what the geometry module draws at its birth must not move the language model's weights.
+    sizes = {"layers": 3, "heads": 4, "key_value_heads": 2}
+    model, prompt, guides = learner(geometry=False, hidden_size=64, intermediate_size=128, **sizes)
     rng, letters = np.random.default_rng(1), torch.tensor(prompt.letters)
     draw = partial(reading_batch, prompt, rng)
     train(model, guides, "reading", 260, partial(draw, 32), letters)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from models.data import questions_of
+from models.guide import states_of
 from models.prompt import LETTERS
-from models.reading import WRONG, _drawn_out, open_share, reading_rows, stated_question, states_of
+from models.reading import WRONG, _drawn_out, open_share, reading_rows, stated_question
 
 OPTIONS = [
     "(1) Becomes larger. (2) Keep nearly constant. (3) Becomes larger.",

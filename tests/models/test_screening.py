@@ -45,7 +45,7 @@ def test_bad_clips_are_left_out_and_counted(pool, release, capsys):
     rows = question_rows(release.clips)
     rows[12]["question"] = "How far? " * 3000
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), pool.root / "splits" / "train.parquet")
-    # Two clips are left, of 14 channels and of 9; equals go to the smaller number, which no geometric cell has.
+    # Two clips are left, of geometric cells and of 9 channels; equals go to the smaller number, which no cell has.
     stored = pool.root / "geometry" / SHARD / f"{release.clips[2]}.safetensors"
     stored.unlink()
     code, report = pool(bad_input="skip")

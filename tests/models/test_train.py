@@ -67,7 +67,7 @@ EVERYTHING = {
     "evaluate_questions": 6,
     "keep": "best",
 }
-UNGUIDED = {name: TINY[name] for name in ("guidance", "grounding_steps")}
+UNGUIDED = {name: TINY[name] for name in ("guidance", "naming_steps", "grounding_steps")}
 
 
 @pytest.mark.parametrize(
@@ -173,6 +173,24 @@ def test_report_counts_what_was_seen(checkpoint):
     assert rows[0] == "step,stage,loss,accuracy,rate,validation"
     assert [row.split(",")[:2] for row in rows[1:3]] == [["2", "reading"], ["3", "reading"]]
     assert rows[-1].startswith("10,videos,")
+
+
+def test_stages_of_the_geometry_module_are_counted_and_drawn(release, tmp_path):
+    parameters = TrainingParameters.from_mapping({**GUIDED, "reading_steps": 0, "steps": 1, "log_every": 1})
+    places = (release.splits, release.videos, release.geometry, tmp_path / "out", tmp_path / "work")
+    train(*places, parameters, progress=lambda *_: None)
+    report = json.loads((tmp_path / "out" / "training.json").read_text())
+    naming, grounding = (GUIDED[f"{stage}_steps"] for stage in ("naming", "grounding"))
+    # In naming, one question stands for each of two clips.
+    assert report["questions_seen"]["reading"] == 0 and report["questions_seen"]["naming"] == naming * 2
+    assert grounding * 2 < report["questions_seen"]["grounding"] <= grounding * 2 * 3
+    header, *rows = [row.split(",") for row in (tmp_path / "out" / "curves.csv").read_text().splitlines()]
+    rows = [dict(zip(header, row, strict=True)) for row in rows]
+    assert [row["stage"] for row in rows] == ["naming"] * naming + ["grounding"] * grounding + ["videos"]
+    for row in rows[:naming]:
+        said = {name for name, value in row.items() if value}
+        assert said == {"step", "stage", "loss", "names", "rate"} and row["loss"] == row["names"]
+    assert rows[naming]["cells"] and not rows[naming]["accuracy"]
 
 
 def test_training_learns_the_training_questions(release, tmp_path):

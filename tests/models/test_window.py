@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.gsm import Readers, Window, slots_of
+from models.gsm import CELL_CHANNELS, Readers, Window, slots_of
 from tests.models.small_models import WINDOWED
 from tests.models.test_gsm import inputs, selection
 
@@ -90,7 +90,7 @@ def test_padding_of_priors_changes_nothing():
     gsm = windowed()
     question, visible, prior, grid, times, owner = inputs()
     alone = gsm(question, visible, prior, grid, times, owner, with_attention=True)
-    wider = torch.full((2, 7, 8, 5, 14), 9.0)
+    wider = torch.full((2, 7, 8, 5, CELL_CHANNELS), 9.0)
     wider[:, :4, :6, :4] = prior
     later = torch.cat([times, torch.zeros(2, 3)], 1)
     padded = gsm(question, visible, wider, grid, later, owner, with_attention=True)
@@ -105,7 +105,7 @@ def test_padding_of_priors_changes_nothing():
 def test_clips_shorter_and_longer_than_the_queries(slots):
     gsm = windowed()
     question, visible, _, _, _, owner = inputs()
-    prior = torch.randn(2, slots, 3, 2, 14, generator=torch.Generator().manual_seed(2))
+    prior = torch.randn(2, slots, 3, 2, CELL_CHANNELS, generator=torch.Generator().manual_seed(2))
     times, grid = torch.arange(1.0 * slots).expand(2, -1), torch.tensor([[slots, 3, 2]] * 2)
     found = gsm(question, visible, prior, grid, times, owner, with_attention=True)
     by_slot = found.attention.view(3, QUERIES, slots, 6).sum(-1)
@@ -142,6 +142,84 @@ def test_windowed_attention_is_attention_under_a_mask():
     everything, plain_looks = attention(queries, target, window=None, **common)
     torch.testing.assert_close(mixed, everything, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(looks, plain_looks, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("changes", [{}, {"window": 0}, {"heads": 0}, {"heads": 0, "window": 0}], ids=str)
+@torch.no_grad()
+def test_blinkers_leave_a_head_what_they_show_and_everything_where_they_show_nothing(changes):
+    """Against softmax(q kᵀ / √16) v over what is left; looks are those of open eyes."""
+    gsm = windowed(**changes)
+    attention = gsm.selector[0].attention
+    _, _, prior, grid, _, owner = inputs()
+    window = gsm.window_of(prior, grid)
+    generator = torch.Generator().manual_seed(3)
+    queries, target = torch.randn(3, QUERIES, 32, generator=generator), torch.randn(2, SLOTS * CELLS, 32)
+    blinkers = torch.rand(3, 2, QUERIES, window.keys.shape[2], generator=generator) < 0.1
+    blinkers[0, 1, 2] = blinkers[2, 0] = False
+    # What lies outside the clip stays unseen, and who is shown nothing else is shown nothing.
+    blinkers[1, 0, 0] = ~window.visible[1, 0]
+    common = {"readers": Readers.of(owner), "visible": torch.ones(2, SLOTS * CELLS, dtype=torch.bool)}
+    common |= {"query_rotary": None, "target_rotary": None, "with_looks": True}
+    common |= {"window": window} if gsm.window else {}
+    mixed, looks = attention(queries, target, blinkers=blinkers, **common)
+    q, k, v = attention.q_proj(queries), attention.k_proj(target)[owner], attention.v_proj(target)[owner]
+    heads = []
+    for head in range(2):
+        part = slice(16 * head, 16 * head + 16)
+        shared = slice(0, 16) if attention.key_value_heads == 1 else part
+        open_eyes = torch.zeros(3, QUERIES, SLOTS * CELLS, dtype=torch.bool)
+        shown = torch.zeros_like(open_eyes)
+        for question, row in enumerate(owner.tolist()):
+            for query in range(QUERIES):
+                inside = window.visible[row, query]
+                open_eyes[question, query, window.keys[row, query][inside]] = True
+                shown[question, query, window.keys[row, query][inside & blinkers[question, head, query]]] = True
+        seen = torch.where(shown.any(-1, keepdim=True), shown, open_eyes)
+        scores = q[..., part] @ k[..., shared].mT / 4
+        heads.append(scores.masked_fill(~seen, -math.inf).softmax(-1) @ v[..., shared])
+    torch.testing.assert_close(mixed, attention.o_proj(torch.cat(heads, -1)), rtol=1e-4, atol=1e-4)
+    open_mixed, open_looks = attention(queries, target, **common)
+    assert torch.equal(looks, open_looks) and not torch.allclose(mixed, open_mixed, atol=1e-2)
+
+
+@torch.no_grad()
+def test_a_token_holds_only_what_its_blinkers_show():
+    gsm = windowed()
+    question, visible, prior, grid, times, owner = inputs()
+    window = gsm.window_of(prior, grid)
+    blinkers = torch.zeros(3, 2, QUERIES, window.keys.shape[2], dtype=torch.bool)
+
+    def found(features, given):
+        return gsm(question, visible, features, grid, times, owner, with_looks=True, blinkers=given)
+
+    plain = found(prior, None)
+    torch.testing.assert_close(found(prior, blinkers).tokens, plain.tokens, rtol=1e-5, atol=1e-5)
+    # The second question's third query, at the third slot, is shown that slot's cell in row 2, column 1.
+    blinkers[1, :, 2] = window.keys[1, 2] == 2 * CELLS + 2 * 4 + 1
+    told = found(prior, blinkers)
+    assert torch.equal(told.looks.cells, plain.looks.cells)
+    moved = prior.clone()
+    moved[1, 2] += 1.0
+    moved[1, 2, 2, 1] = prior[1, 2, 2, 1]
+    other = found(moved, blinkers)
+    assert torch.equal(other.tokens[1, 2], told.tokens[1, 2])
+    assert (other.tokens[2, 2] - told.tokens[2, 2]).abs().max() > 1e-3
+    moved[1, 2, 2, 1] += 1.0
+    assert (found(moved, blinkers).tokens[1, 2] - told.tokens[1, 2]).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_only_the_first_selector_block_wears_blinkers():
+    gsm = windowed(selector_depth=2)
+    worn = []
+    for block in gsm.selector:
+        block.register_forward_pre_hook(
+            lambda _, arguments, named: worn.append(named.get("blinkers") is not None), with_kwargs=True
+        )
+    question, visible, prior, grid, times, owner = inputs()
+    blinkers = torch.ones(3, 2, QUERIES, gsm.window_of(prior, grid).keys.shape[2], dtype=torch.bool)
+    gsm(question, visible, prior, grid, times, owner, blinkers=blinkers)
+    assert worn == [True, False]
 
 
 @pytest.mark.parametrize("changes", [{}, {"window": 0}, {"heads": 0}])

@@ -19,6 +19,7 @@ from assets.identity import Identity
 from assets.videos.prepare import prepare_shard
 from assets.videos.shards import ingest
 from assets.workspace import Workspace
+from models.gsm import CELL_CHANNELS
 from models.parameters import TrainingParameters
 from models.predict import CheckpointError
 from models.prompt import QuestionError
@@ -232,7 +233,7 @@ def cut(path):
 def test_a_damaged_checkpoint_is_one_line(place, video, tmp_path, monkeypatch, damage, says):
     folder = shutil.copytree(place.checkpoint, tmp_path / "damaged")
     damage(folder)
-    monkeypatch.setattr(clips, "estimate_shard", estimating(14))
+    monkeypatch.setattr(clips, "estimate_shard", estimating(CELL_CHANNELS))
     with pytest.raises(CheckpointError, match=says) as caught:
         ask(place, load_parameters(place.root / "params.yaml"), video, QUESTION, OPTIONS, checkpoint=folder)
     assert str(folder) in str(caught.value)
@@ -241,9 +242,9 @@ def test_a_damaged_checkpoint_is_one_line(place, video, tmp_path, monkeypatch, d
 def test_a_question_that_does_not_fit_and_geometry_of_another_kind(place, video, monkeypatch):
     parameters = load_parameters(place.root / "params.yaml")
     monkeypatch.setattr(clips, "estimate_shard", estimating(64))
-    with pytest.raises(AskError, match="reads 14 numbers a cell, estimator foundation gave 64: "):
+    with pytest.raises(AskError, match=f"reads {CELL_CHANNELS} numbers a cell, estimator foundation gave 64: "):
         ask(place, parameters, video, QUESTION, OPTIONS)
-    monkeypatch.setattr(clips, "estimate_shard", estimating(14))
+    monkeypatch.setattr(clips, "estimate_shard", estimating(CELL_CHANNELS))
     with pytest.raises(QuestionError, match="max_text_tokens"):
         ask(place, parameters, video, "far " * 9000, OPTIONS)
 

@@ -13,6 +13,7 @@ import pytest
 from assets.benchmark.parameters import BenchmarkParameters
 from assets.geometry.record import load, save, unknown
 from assets.splits.sealing import seal_release
+from models.gsm import CELL_CHANNELS
 
 SHARD = "shard-000000"
 FRAMES, HEIGHT, WIDTH = 8, 48, 64
@@ -66,7 +67,7 @@ def write_scene(root: Path, number: int, names: list[str]) -> None:
     geometry.mkdir(parents=True, exist_ok=True)
     save_file({"frames": frames, "timestamps": TIMES, "indices": np.arange(FRAMES)}, videos / f"{clip}.safetensors")
     # Geometric cells as the model reads them; the thirteenth channel says that a cell was measured.
-    cells = np.random.default_rng(number).normal(size=(4, 2, 2, 14))
+    cells = np.random.default_rng(number).normal(size=(4, 2, 2, CELL_CHANNELS))
     cells[..., 12] = 1
     record = unknown(
         TIMES,

@@ -12,6 +12,7 @@ TINY = {
     "tiny": SMALLEST,
     "geometry": {"queries": 3, "octaves": 2, "heads": 0},
     "reading_steps": 2,
+    "naming_steps": 1,
     "grounding_steps": 2,
     "steps": 4,
     "clips_per_batch": 2,

@@ -13,13 +13,14 @@ TRAINING = {
     "parameters": {
         "base": "Qwen/Qwen2.5-VL-7B-Instruct",
         "reading_steps": 0,
+        "naming_steps": 20,
         "grounding_steps": 40,
         "steps": 500,
         "geometry": {"queries": 16},
         "guidance": {"cells": 1.0, "options": 0.0, "positions": 30.0},
     },
-    "steps": 540,
-    "questions_seen": {"reading": 0, "grounding": 320, "videos": 4000},
+    "steps": 560,
+    "questions_seen": {"reading": 0, "naming": 80, "grounding": 320, "videos": 4000},
     "kept": {"which": "best", "step": 400, "best_step": 400, "best_accuracy": 0.6123456},
     "skipped": {"damaged file": 2, "question too long or malformed": 1},
     "skipped_val": {},
@@ -84,13 +85,13 @@ def test_the_card_says_what_was_taught_left_out_and_kept(trained):
     card = card_of(trained)
     stages = card.split("## Stages\n\n")[1].split("\n\n")[0].splitlines()
     assert stages[0] == "| stage | teaches | steps | questions seen |"
-    assert [line.split(" | ")[0] for line in stages[2:]] == ["| grounding", "| videos"]
-    assert [line.split(" | ")[2:] for line in stages[2:]] == [["40", "320 |"], ["500", "4000 |"]]
+    assert [line.split(" | ")[0] for line in stages[2:]] == ["| naming", "| grounding", "| videos"]
+    assert [line.split(" | ")[2:] for line in stages[2:]] == [["20", "80 |"], ["40", "320 |"], ["500", "4000 |"]]
     assert "Said beside the answers, by weight: cells 1, positions 30." in card
     assert f"| base weights | {'ab' * 32} |" in card
     left_out = card.split("## Questions left out\n\n")[1].split("\n\n")[0].splitlines()
     assert left_out[2:] == ["| train | damaged file | 2 |", "| train | question too long or malformed | 1 |"]
-    assert "The best weights, of step 400 of 540. The best accuracy on validation questions was 0.612346, at" in card
+    assert "The best weights, of step 400 of 560. The best accuracy on validation questions was 0.612346, at" in card
 
 
 def test_the_card_of_a_plain_training(trained):

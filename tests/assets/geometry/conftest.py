@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 from assets.geometry.estimators import Clip
 from assets.geometry.frames_of_reference import rigid
 from assets.geometry.parameters import GeometryParameters
+from assets.geometry.prior import CHANNELS
 from assets.geometry.record import encode_mask, unknown
 from assets.videos.shards import RawClip, write_manifest
 
@@ -203,7 +204,7 @@ def _record(frames: int = 5, objects: int = 2, seed: int = 0):
         centers_world=rng.normal([0, 0, 8], 3, (objects, frames, 3)),
         forward_world=np.tile([0.0, 0, 1], (objects, frames, 1)),
         forward_confidence=np.ones((objects, frames)),
-        prior_features=rng.normal(size=((frames + 1) // 2, 3, 4, 14)),
+        prior_features=rng.normal(size=((frames + 1) // 2, 3, 4, CHANNELS)),
         prior_times=np.arange((frames + 1) // 2) / 1.5,
         provenance={
             "estimator": "rendered",

@@ -195,8 +195,9 @@ def test_stacked_tokens_are_what_gsm_merges_by_itself():
     projection.norm, projection.mlp = torch.nn.Identity(), torch.nn.Sequential(torch.nn.Linear(48, 48))
     torch.nn.init.eye_(projection.mlp[0].weight)
     torch.nn.init.zeros_(projection.mlp[0].bias)
-    merged, _, _ = projection(tokens[None], torch.tensor([[5, 3, 4]]), torch.arange(5.0)[None])
-    torch.testing.assert_close(as_floats(bits).reshape(-1, 48), merged[0])
+    merged = projection(tokens[None], torch.tensor([[5, 3, 4]]), torch.arange(5.0)[None])
+    torch.testing.assert_close(as_floats(bits).reshape(-1, 48), merged.keys[0])
+    assert merged.values is merged.keys
 
 
 def test_pooled_tokens_are_means_on_a_coarse_grid():
@@ -219,6 +220,7 @@ def test_tokens_keep_their_bits_in_a_record_and_training_reads_them(tmp_path, re
     parameters = TrainingParameters.from_mapping(
         {
             "geometry": {"prior": "tokens"},
+            "naming_steps": 0,
             "grounding_steps": 0,
             "guidance": {entry.name: 0.0 for entry in fields(GuidanceParameters)},
         }
