@@ -1,7 +1,8 @@
 """What the laptop profile learns on scenes it has never seen, what each part of the model is worth, and what it costs.
 
 Every row starts from the same text-only stage, learned once for each seed, so that variants differ in what they add to
-it. The main rows have the laptop profile's steps; the ablation's rows have fewer (`SHORT`), all of them as many.
+it. The main rows have the laptop profile's steps, the ablation's rows fewer (`SHORT`). What has no geometry module to
+guide spends the steps of that stage on the questions, four for one, for that is about what they cost.
 """
 
 from __future__ import annotations
@@ -32,9 +33,19 @@ SEEDS = (0, 1, 2)
 CHANCE = 0.25
 SILENT = {entry.name: 0.0 for entry in dataclasses.fields(GuidanceParameters)}
 WITHOUT_GROUNDING = SILENT | {"options": GuidanceParameters().options}
-SHORT = {"grounding_steps": 500, "steps": 150}
-# A geometry module that is not guided has nothing to do alone; its steps go to the questions.
-SHORT_UNGUIDED = {"grounding_steps": 0, "steps": 400, "guidance": WITHOUT_GROUNDING}
+NO_GROUNDING = {"naming_steps": 0, "grounding_steps": 0}
+SHORT = {"naming_steps": 200, "grounding_steps": 300, "steps": 60}
+
+
+def unguided(naming_steps: int, grounding_steps: int, steps: int) -> dict[str, Any]:
+    """As long a training without guidance: four steps of the geometry module alone become one on questions."""
+    steps += (naming_steps + grounding_steps) // 4
+    return {**NO_GROUNDING, "steps": steps, "guidance": WITHOUT_GROUNDING}
+
+
+LAPTOP = {name: getattr(TrainingParameters(), name) for name in SHORT}
+SFT = {**unguided(**LAPTOP), "geometry": {"variant": "none"}}
+SHORT_UNGUIDED = unguided(**SHORT)
 ABLATION: dict[str, dict[str, Any]] = {
     "none": {**SHORT_UNGUIDED, "geometry": {"variant": "none"}},
     "addition": {**SHORT_UNGUIDED, "geometry": {"variant": "addition"}},
@@ -73,7 +84,7 @@ def figures(workspace: Workspace) -> dict[str, Figure]:
         timed = bench.timed()
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(bench.read, SEEDS))
-            jobs = {"laptop": {}, "sft": {**SHORT_UNGUIDED, "geometry": {"variant": "none"}}} | ABLATION
+            jobs = {"laptop": {}, "sft": SFT} | ABLATION
             started = {(name, seed): pool.submit(bench.run, name, seed, jobs[name]) for seed in SEEDS for name in jobs}
             runs = {place: job.result() for place, job in started.items()}
         return bench.main_rows(runs, timed) | bench.ablation(runs) | _audited(made)
@@ -95,7 +106,7 @@ class Bench:
 
     def read(self, seed: int) -> None:
         """The text-only stage that all rows of a seed begin with."""
-        only = {"grounding_steps": 0, "steps": 0, "geometry": {"variant": "none"}, "guidance": WITHOUT_GROUNDING}
+        only = {**NO_GROUNDING, "steps": 0, "geometry": {"variant": "none"}, "guidance": WITHOUT_GROUNDING}
         self._train(f"read-{seed}", {**only, "seed": seed})
 
     def run(self, name: str, seed: int, changes: dict[str, Any]) -> Run:

@@ -22,6 +22,7 @@ import numpy as np
 
 from benchmarks.figure import Figure
 from benchmarks.training.processes import SECONDS, SERVER, finish, start
+from models.gsm import CELL_CHANNELS
 from models.parameters import GuidanceParameters
 
 SHARD = "shard-000000"
@@ -145,7 +146,7 @@ def write_release(root: Path, clips: int = 5) -> None:
         times = np.arange(8 + 2 * (number % 2)) * 0.5
         frames = {"frames": rng.integers(0, 256, (len(times), 42, 60, 3), dtype=np.uint8), "timestamps": times}
         save_file(frames, root / "videos" / SHARD / "frames" / f"{clip}.safetensors")
-        cells = rng.normal(size=(len(times) // 2, 4, 5, 14)).astype(np.float16)
+        cells = rng.normal(size=(len(times) // 2, 4, 5, CELL_CHANNELS)).astype(np.float16)
         cells[..., 12] = 1
         record = {"prior_features": cells, "prior_times": times[1::2].copy()}
         save_file(record, root / "geometry" / SHARD / f"{clip}.safetensors", {"record": json.dumps({"marks": []})})

@@ -1,14 +1,13 @@
 """Scenes of the sample world to learn from and to be asked about: frames, scene records and questions.
 
 They are drawn and measured as the chain does it, without the video file in between, at half the size, which the tiny
-model's pixel budget hides anyway. What was made lies in `.cache` and is used again as long as nothing it depends on
-has changed.
+model's pixel budget hides anyway. What was made lies in `.cache` and is used again until a parameter or a source file
+that makes it changes.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,12 +20,13 @@ from safetensors.numpy import save_file
 from assets.geometry.estimators import Clip
 from assets.geometry.estimators.rendered import Rendered
 from assets.geometry.parameters import GeometryParameters
-from assets.geometry.record import FORMAT, save
+from assets.geometry.record import save
 from assets.processes import processes
 from assets.questions.build import finish
 from assets.questions.candidates import derive
 from assets.questions.parameters import QuestionParameters
-from assets.questions.row import GENERATOR_VERSION, QUESTIONS
+from assets.questions.row import QUESTIONS
+from assets.reuse import key_of
 from assets.videos.painting import Painter
 from assets.videos.parameters import SampleWorldParameters
 from assets.videos.scenery import draw_scene
@@ -35,11 +35,16 @@ from assets.videos.world import write_truth
 SHARD = "shard-000000"
 SCENES, HELD_OUT = 450, 60
 WORLD = SampleWorldParameters(width=96, height=72)
-# As the laptop profile asks: steps of a second, answers of at most four states.
-ASKED = QuestionParameters(step_seconds=1.0, max_states=4, candidates_per_type=14, max_per_clip=10_000)
-# Distances, speeds and comparisons of speeds, from a frozen and from a moving viewpoint. Directions and orientations
-# need a viewer's heading, which geometric cells do not hold.
-TYPES = tuple(f"{kind}_{family}" for kind in ("abs", "rel") for family in ("dis", "spd", "spd_comp"))
+# As the laptop profile asks: steps of a second, answers of at most two states.
+ASKED = QuestionParameters(step_seconds=1.0, max_states=2, candidates_per_type=14, max_per_clip=10_000)
+# Distances, speeds, directions and orientations. A geometry token of the laptop profile sees one moment and the one
+# before it: what is seen from a viewpoint frozen at another moment, or turns with the viewer, is beyond it.
+TYPES = ("abs_dis", "rel_dis", "abs_spd", "abs_spd_comp", "rel_dir", "rel_ori")
+ROOT = Path(__file__).parents[2]
+CODE = (
+    Path(__file__),
+    *(path for link in ("videos", "geometry", "questions") for path in (ROOT / "assets" / link).rglob("*.py")),
+)
 
 
 @dataclass(frozen=True)
@@ -74,8 +79,8 @@ class World:
 
 def world(cache: Path) -> World:
     """The world, made or found under a folder."""
-    key = json.dumps([WORLD.model_dump(), ASKED.model_dump(), SCENES, HELD_OUT, TYPES, FORMAT, GENERATOR_VERSION])
-    made = World(cache / f"training-world-{hashlib.sha256(key.encode()).hexdigest()[:12]}")
+    parts = {"world": WORLD.model_dump(), "asked": ASKED.model_dump(), "scenes": [SCENES, HELD_OUT], "types": TYPES}
+    made = World(cache / f"training-world-{key_of(parts, CODE)[:12]}")
     if (made.splits / "val.parquet").is_file():
         return made
     for folder in (made.videos / SHARD / "frames", made.geometry / SHARD, made.splits):
