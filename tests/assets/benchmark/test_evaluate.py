@@ -1,10 +1,14 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from assets.benchmark.evaluate import PredictionError, evaluate
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def run(root, out, reader, identity, parameters):
@@ -183,3 +187,13 @@ def test_plots_hold_what_the_charts_show(evaluated):
     right = sum(row[0] == row[2] for row in tables["confusion"][1:])
     assert right / 48 == pytest.approx(evaluated.metrics["overall"]["accuracy"], abs=1e-6)
     assert [row[0] for row in tables["positions"][1:]] == list("ABCD")
+
+
+def test_dvc_draws_every_table_from_columns_that_it_has(evaluated):
+    plots = {
+        path: plot for entry in yaml.safe_load((ROOT / "dvc.yaml").read_text())["plots"] for path, plot in entry.items()
+    }
+    tables = {f"reports/benchmark/plots/{path.name}": path for path in (evaluated.out / "plots").iterdir()}
+    assert set(plots) == set(tables)
+    for name, plot in plots.items():
+        assert {plot["x"], plot["y"]} <= set(tables[name].read_text().splitlines()[0].split(","))
