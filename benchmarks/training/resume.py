@@ -46,6 +46,7 @@ BASE = {
     # Guidance needs more of a clip than these files hold.
     "guidance": {entry.name: 0.0 for entry in fields(GuidanceParameters)},
     "reading_steps": 5,
+    "naming_steps": 0,
     "grounding_steps": 0,
     "steps": STEPS - 5,
     "questions_per_clip": 3,
