@@ -204,7 +204,14 @@ def _seeing(like: TrainingParameters, geometry: GeometryModelParameters) -> Trai
     silent = GuidanceParameters(options=0, words=0, names=0, cells=0, positions=0, states=0, in_videos=0)
     shown = {name: getattr(like, name) for name in SEEING}
     return TrainingParameters(
-        geometry=geometry, guidance=silent, reading_steps=0, grounding_steps=0, steps=1, cached_clips=4, **shown
+        geometry=geometry,
+        guidance=silent,
+        reading_steps=0,
+        naming_steps=0,
+        grounding_steps=0,
+        steps=1,
+        cached_clips=4,
+        **shown,
     )
 
 

@@ -106,7 +106,7 @@ def test_an_asset_page_shows_what_was_made(pages, tmp_path):
 def test_nothing_is_stale_after_a_run(pages):
     query = "{assetNodes {assetKey {path} isPartitioned staleStatus staleCauses {category reason}}}"
     nodes = json.loads(answer(f"{pages[0]}/graphql", {"query": query}))["data"]["assetNodes"]
-    assert len(nodes) == 9
+    assert len(nodes) == 10
     stale = {node["assetKey"]["path"][0]: node["staleCauses"] for node in nodes if node["staleStatus"] != "FRESH"}
     assert stale == {}
 
