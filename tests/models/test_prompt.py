@@ -194,6 +194,19 @@ def test_options_end_where_their_last_character_is_read(prompt, crossing, option
     assert plain.notes is None and plain.tokens == branch.tokens
 
 
+def test_an_option_agrees_with_the_right_one_up_to_the_state_in_which_it_differs(prompt):
+    options = ["(1) Left. (2) Front.", "(1) Left. (2) Right.", "(1) Right.", "(1) Left. (2) Right. (3) Left."]
+    branch = prompt.branch("Where?", options, "B", True, noted=True)
+    assert [agrees for _, agrees in branch.notes.agrees] == [True, False, True, True, False, True, True, False]
+    said = prompt.tokenizer.decode(branch.tokens)
+    ends = [len(prompt.tokenizer.decode(branch.tokens[: place + 1])) for place, _ in branch.notes.agrees]
+    # Each place reads the full stop behind its state.
+    stops = [place for place, sign in enumerate(said) if sign == "." and said[place - 1].isalpha()]
+    assert len(stops) == len(ends) and all(stop < end <= stop + 2 for stop, end in zip(stops, ends, strict=True))
+    assert set(branch.notes.option_ends) <= {place for place, _ in branch.notes.agrees}
+    assert prompt.branch("Where?", options, None, True, noted=True).notes.agrees == ()
+
+
 def spoken(prompt, text: str, name: str) -> list[str]:
     """The runs of tokens that a name is made of."""
     (row,) = prompt.spans(text, [name])
