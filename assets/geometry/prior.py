@@ -10,7 +10,7 @@ Time is merged by two frames and space is pooled to a coarse grid, like the visi
 | 9..11 | mean colour | -1..1 |
 | 12 | validity: share of points with a depth, weighted by confidence | 0..1 |
 | 13 | time of the slot's last frame / ``TIME_UNIT`` | 0.. |
-| 14..16 | where the agent under the cell looks, in the camera frame, weighted by confidence; 0 for others | -1..1 |
+| 14..16 | where the thing under the cell looks, in the camera frame, weighted by confidence; 0 where unknown | -1..1 |
 | 17..19 | the same in the world frame | -1..1 |
 
 A cell stands for one thing, or for what is around the things, and its means are over that alone: a mean over a thing
@@ -123,7 +123,9 @@ def scene_flow(record: SceneRecord, size: tuple[int, int]) -> np.ndarray:
 def headings(record: SceneRecord) -> np.ndarray:
     """(N, T, 6) unit vectors along which things look, in the camera and in the world frame, times their confidence."""
     weighted = np.nan_to_num(record.forward_world.astype(float)) * record.forward_confidence[..., None]
-    in_camera = np.einsum("tji,ntj->nti", record.world_from_camera[:, :3, :3].astype(float), weighted)
+    # Where a camera is unknown so is what looks along it.
+    turns = np.nan_to_num(record.world_from_camera[:, :3, :3].astype(float))
+    in_camera = np.einsum("tji,ntj->nti", turns, weighted)
     return np.concatenate([in_camera, weighted], -1)
 
 

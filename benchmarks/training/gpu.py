@@ -171,6 +171,7 @@ def parameters_of(case: Case, dtype: torch.dtype) -> TrainingParameters:
         gradient_checkpointing=True,
         compile=case.compiled,
         reading_steps=0,
+        naming_steps=0,
         grounding_steps=0,
     )
 
