@@ -66,12 +66,7 @@ class AnyPrompt(Prompt):
         Raises:
             QuestionError: if the text is too long or has too many options.
         """
-        asked = self.words(asked_text(question, options, self.instructions[not options]))
-        if len(asked) > self.max_text_tokens:
-            raise QuestionError(
-                f"a question has {len(asked)} tokens, max_text_tokens is {self.max_text_tokens}: "
-                f"raise it or drop the question that begins {question[:60]!r}"
-            )
+        asked = self.asked(asked_text(question, options, self.instructions[not options]))
         tokens = [*self._leads[with_video], *asked, *self._tails[with_video]]
         return Branch(tokens, [NO_TARGET] * len(tokens), self.words(question), len(tokens))
 
@@ -129,17 +124,9 @@ class Answering:
         blind: bool = False,
         instructions: Instructions = NO_INSTRUCTIONS,
     ) -> list[str]:
-        """What the model says to each question, greedily.
+        """What the model says to each question, greedily; a question without options asks for a number.
 
-        Args:
-            group: what the questions may see.
-            questions: about that; those without options ask for a number.
-            max_tokens: a longer answer is cut off.
-            blind: without video and geometry, from the text alone.
-            instructions: said behind a question with options, and behind one without.
-
-        Raises:
-            ClipError, QuestionError: as `TreeMaker` has them.
+        A text of more than `max_tokens` is cut off; the rest as for `shares`.
         """
         found = []
         with self._computing():

@@ -24,7 +24,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Te
         value: (...,M,e).
         mask: (...,L,M) bool or additive, or None.
     """
-    if query.device.type != "cpu" or query.dtype == torch.float32:
+    if query.device.type != "cpu":
         return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     with torch.autocast("cpu", enabled=False):
         mixed = functional.scaled_dot_product_attention(

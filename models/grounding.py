@@ -71,9 +71,10 @@ def spoken(embed: nn.Module, guide: Guide) -> Tensor:
 
 
 def blinkers_of(model: nn.Module, batch: TreeBatch, share: float) -> Tensor | None:
-    """(Q,H,N,W) bool for `model.select`: in a drawn share of the questions heads see only what they should look at.
+    """(Q,H,N,W) bool for `model.select`: in a share of the questions heads see only what they should look at.
 
-    So what is made of the right cells can be learned before they are found.
+    So what is made of the right cells can be learned before they are found. It is the first questions of each row, in
+    whatever order these were drawn, so that it does not depend on how a step is cut into micro-batches.
     """
     if share <= 0:
         return None
@@ -81,11 +82,12 @@ def blinkers_of(model: nn.Module, batch: TreeBatch, share: float) -> Tensor | No
     own = _of_roles(_merged_cover(batch.guide.cover, model.gsm.prior.merge), batch.guide, batch.owner)
     heads = model.gsm.selector[0].attention.heads
     told = torch.zeros(len(batch.owner), heads, *window.keys.shape[1:], dtype=torch.bool, device=own.device)
-    drawn = torch.rand(len(batch.owner), device=own.device) < share
+    asked = batch.prompt_end.sum(1)
+    place = (batch.branch[batch.prompt_end] + 0.5) / asked.repeat_interleave(asked)
     for head, role, lag in _supervised(heads):
         moment = _Moment.of(own, window.slots[batch.owner] - lag)
         weight, here = _wanted(moment, role, window, batch.owner)
-        told[:, head] = (weight > 0.5) & (moment.known[:, role] & drawn[:, None])[..., None] & here
+        told[:, head] = (weight > 0.5) & (moment.known[:, role] & (place < share)[:, None])[..., None] & here
     return told
 
 

@@ -112,12 +112,7 @@ class Prompt:
         if len(options) != len(LETTERS) or (answer is not None and answer not in LETTERS):
             raise QuestionError(f"{len(options)} options, answer {answer!r}: expected 4 and a letter A to D")
         text = question_text(question, options)
-        asked = self.words(text)
-        if len(asked) > self.max_text_tokens:
-            raise QuestionError(
-                f"a question has {len(asked)} tokens, max_text_tokens is {self.max_text_tokens}: "
-                f"raise it or drop the question that begins {question[:60]!r}"
-            )
+        asked = self.asked(text)
         lead = self._leads[with_video]
         prompt = [*lead, *asked, *self._tails[with_video]]
         said = [] if answer is None else [self.letters[LETTERS.index(answer)], *self.turn_end]
@@ -126,6 +121,20 @@ class Prompt:
         targets = silent[len(said) :] + said
         notes = self._notes(text, options, answer, len(lead)) if noted else None
         return Branch(tokens, targets, self.words(question), len(prompt), notes)
+
+    def asked(self, text: str) -> list[int]:
+        """Ids of what the user says.
+
+        Raises:
+            QuestionError: if it is too long.
+        """
+        ids = self.words(text)
+        if len(ids) > self.max_text_tokens:
+            raise QuestionError(
+                f"a question has {len(ids)} tokens, max_text_tokens is {self.max_text_tokens}: "
+                f"raise it or drop the question that begins {text[:60]!r}"
+            )
+        return ids
 
     def _notes(self, text: str, options: Sequence[str], answer: str | None, lead: int) -> Notes:
         """Where options and their states end, behind so many tokens."""

@@ -23,7 +23,7 @@ import numpy as np
 from assets.geometry.grid import block_means
 from assets.geometry.marks import marks_of
 
-FORMAT = 3
+FORMAT = 4
 STATUSES = ("3d", "2d", "refused")
 
 # Decimals kept per field; points, confidence and prior_features are rounded by their type.

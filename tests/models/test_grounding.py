@@ -190,18 +190,20 @@ def test_blinkers_show_the_cells_of_the_named_things_at_both_moments(model, monk
     assert set(expected[0, 1].sum(-1).tolist()) == {0, 1}
 
 
-def test_blinkers_are_for_the_drawn_questions_and_for_them_alone(model):
-    tree = guided_tree(model, 0, 3)
-    batch = packed(model, [replace(tree, branches=tree.branches * 20)])
-    every = blinkers_of(model, batch, 1.0)
-    torch.manual_seed(0)
-    some = blinkers_of(model, batch, 0.5)
-    drawn = some.flatten(1).any(1)
-    assert torch.equal(some, every & drawn[:, None, None, None])
-    assert 15 < drawn.sum() < 45 and every.flatten(1).any(1).all()
-    torch.manual_seed(0)
-    assert torch.equal(blinkers_of(model, batch, 0.5), some)
-    assert blinkers_of(model, batch, 0.0) is None
+def test_blinkers_are_for_the_first_questions_of_each_row_and_for_them_alone(model):
+    batch = packed(model, two_clips(model))
+    assert batch.owner.tolist() == [0, 0, 0, 1]
+    every, none = blinkers_of(model, batch, 1.0), blinkers_of(model, batch, 0.0)
+    assert none is None and every[0].any() and every[1].any()
+    for share, told in ((0.9, [True, True, True, True]), (0.6, [True, True, False, True]), (0.3, [True] + 3 * [False])):
+        some = blinkers_of(model, batch, share)
+        assert torch.equal(some, every & torch.tensor(told)[:, None, None, None])
+    # However a step is cut into micro-batches, the same questions are told.
+    alone = [blinkers_of(model, packed(model, [tree]), 0.6) for tree in two_clips(model)]
+    assert [part.flatten(1).any(1).tolist() for part in alone] == [
+        (every[:3] & torch.tensor([True, True, False])[:, None, None, None]).flatten(1).any(1).tolist(),
+        every[3:].flatten(1).any(1).tolist(),
+    ]
 
 
 def test_what_nobody_knows_or_sees_is_not_shown(model):

@@ -233,5 +233,5 @@ def test_records_of_an_older_format_are_refused(tmp_path, record, monkeypatch):
     monkeypatch.setattr(records, "FORMAT", 2)
     save(record, tmp_path / "a")
     monkeypatch.undo()
-    with pytest.raises(RecordError, match="format 2, this version reads 3; estimate the clip again"):
+    with pytest.raises(RecordError, match="format 2, this version reads 4; estimate the clip again"):
         load(tmp_path / "a")
