@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask
 
 from models.attention import FLOAT32
 from models.batch import TEXT_TYPE, VIDEO_TYPE, GeometryInputs, TreeBatch, with_geometry_slots
@@ -237,9 +236,9 @@ class Attachment:
             }
         return self.model.language_model(
             inputs_embeds=reading.embeddings,
-            attention_mask=self._tree_mask(batch, reading.embeddings.dtype),
             position_ids=batch.positions,
             use_cache=False,
+            **self._tree_mask(batch, reading.embeddings.dtype),
             **deepstack,
         ).last_hidden_state
 
@@ -338,10 +337,14 @@ class Attachment:
                 vision, deepstack = self.fusion(vision, deepstack, sizes, scene, selection, hidden)
         return _Sight(vision, deepstack, tokens, selection, encoder)
 
-    def _tree_mask(self, batch: TreeBatch, dtype: torch.dtype) -> Tensor | BlockMask:
+    def _tree_mask(self, batch: TreeBatch, dtype: torch.dtype) -> dict[str, Any]:
+        """What tells the language model's attention who sees whom."""
         kind = self.model.language_model.config._attn_implementation
         _check_attention(kind)
-        return batch.block_mask() if kind == FLEX else batch.attention_mask(dtype)
+        if kind == FLOAT32:
+            # A mask of four axes is handed on as it is; this one stands for none.
+            return {"attention_mask": batch.branch.new_zeros(1, 1, 1, 1, dtype=dtype), "tree": batch.layout()}
+        return {"attention_mask": batch.block_mask() if kind == FLEX else batch.attention_mask(dtype)}
 
 
 def _check_attention(kind: str) -> None:

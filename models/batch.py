@@ -86,6 +86,53 @@ class Tree:
 
 
 @dataclass(frozen=True)
+class TreeLayout:
+    """Where the prefix and the branches of B rows lie: Q branches at most, W slots in the longest.
+
+    Attributes:
+        prefix: (B,) slots of each prefix.
+        slots: (B,Q,W) the slots of each branch, 0 behind its end.
+        place: (B,L) where each slot stands in the longest prefix followed by the Q·W of `slots`; 0 for padding.
+    """
+
+    prefix: Tensor
+    slots: Tensor
+    place: Tensor
+
+    @classmethod
+    def of(cls, branch: Tensor) -> TreeLayout:
+        """From (B,L) as `TreeBatch` has it: a prefix, then the branches one behind the other, then padding."""
+        prefix = (branch == PREFIX).sum(1)
+        branches = max(int(branch.max()) + 1, 1)
+        counts = (branch[..., None] == torch.arange(branches, device=branch.device)).sum(1)
+        starts = prefix[:, None] + counts.cumsum(1) - counts
+        width = max(int(counts.max()), 1)
+        step = torch.arange(width, device=branch.device)
+        slots = (starts[..., None] + step).where(step < counts[..., None], 0)
+        slot = torch.arange(branch.shape[1], device=branch.device)
+        own = branch.clamp(min=0)
+        behind = int(prefix.max()) + own * width + slot - starts.gather(1, own)
+        return cls(prefix, slots, slot.where(branch == PREFIX, behind.where(branch >= 0, 0)))
+
+    def apart(self, each: Tensor) -> Tensor:
+        """(B,H,L,e) of the rows as (B·Q,H,W,e) of the branches."""
+        return _picked(each, self.slots.flatten(1)).unflatten(2, self.slots.shape[1:]).transpose(1, 2).flatten(0, 1)
+
+    def together(self, prefix: Tensor, branches: Tensor) -> Tensor:
+        """(B,H,P,e) of the prefixes and (B·Q,H,W,e) of the branches as (B,H,L,e) of the rows."""
+        behind = branches.unflatten(0, self.slots.shape[:2]).transpose(1, 2).flatten(2, 3)
+        return _picked(torch.cat([prefix, behind], 2), self.place)
+
+
+def _picked(each: Tensor, slots: Tensor) -> Tensor:
+    """(B,H,L,e) at (B,n) slots, (B,H,n,e)."""
+    rows, length = len(each), each.shape[2]
+    numbers = (slots + length * torch.arange(rows, device=slots.device)[:, None]).flatten()
+    laid_out = each.transpose(1, 2).flatten(0, 1).index_select(0, numbers)
+    return laid_out.unflatten(0, slots.shape).transpose(1, 2)
+
+
+@dataclass(frozen=True)
 class GeometryInputs:
     """What the geometry module reads: the prior features of R clips and the words of Q questions.
 
@@ -183,6 +230,10 @@ class TreeBatch:
         seen = self.seeing()(row[:, None, None], row[:1], place[:, None], place)
         mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
         return mask.masked_fill(~seen, torch.finfo(dtype).min)[:, None]
+
+    def layout(self) -> TreeLayout:
+        """The same as the places of prefixes and branches, for attention that goes branch by branch."""
+        return TreeLayout.of(self.branch)
 
     def block_mask(self) -> BlockMask:
         """The same for FlexAttention, which skips the blocks in which nothing is seen."""

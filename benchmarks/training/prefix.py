@@ -14,6 +14,7 @@ from benchmarks.figure import Figure
 from benchmarks.training.clock import interleaved
 from benchmarks.training.steps import plain_losses, shared_losses, tree_loss, update
 from benchmarks.training.workload import SEVEN_B, Shape, model_of, packed, random_branch, random_tree
+from models.attention import FLOAT32
 from models.batch import Tree
 from models.geometric_qwen import GeometricQwen
 
@@ -56,6 +57,22 @@ QUARTER = replace(
 )
 """For time: a quarter of the published widths, 2 of 28 decoder and 2 of 32 vision layers, the paper's lengths."""
 
+MANY_SHORT = replace(
+    SMALL,
+    hidden_size=128,
+    layers=4,
+    heads=4,
+    key_value_heads=4,
+    intermediate_size=256,
+    vocabulary=1024,
+    grid=(2, 4, 4),
+    queries=16,
+    text_tokens=90,
+    wrapping_tokens=10,
+    questions=16,
+)
+"""The laptop profile's: many questions on a prefix that is shorter than one of them."""
+
 SEEDS = (0, 1, 2)
 REPETITIONS = 3
 RATE = 1e-5
@@ -63,7 +80,7 @@ RATE = 1e-5
 
 def figures() -> dict[str, Figure]:
     """Equality of the two forms, and what the shared one saves."""
-    return {**equality(), **speedup()}
+    return {**equality(), **speedup(), **attention()}
 
 
 def equality() -> dict[str, Figure]:
@@ -147,3 +164,22 @@ def speedup(shape: Shape = QUARTER, repetitions: int = REPETITIONS) -> dict[str,
             alone.without_vision / shared.without_vision, None, "higher", "ratio", language
         ),
     }
+
+
+def attention(shape: Shape = MANY_SHORT, repetitions: int = REPETITIONS) -> dict[str, Figure]:
+    """Steps a second with attention that goes branch by branch over those with a mask over whole rows."""
+    forms = {}
+    for kind in ("sdpa", FLOAT32):
+        model = model_of(shape)
+        model.attend_with(kind)
+        optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=RATE)
+        forms[kind] = (model, partial(update, shared_losses(model, [random_tree(shape, 0)]), optimizer))
+    seconds = interleaved(forms, repetitions)
+    masked, branches = seconds["sdpa"].whole, seconds[FLOAT32].whole
+    how = (
+        f"{masked:.2f} s a step with a mask over the row, {branches:.2f} s branch by branch; {shape.questions} "
+        f"questions of {shape.text_tokens} text and {shape.queries} geometry tokens, {shape.vision_tokens} vision "
+        f"tokens, float32, width {shape.hidden_size}, {shape.layers} layers, {torch.get_num_threads()} CPU threads, "
+        f"medians of {repetitions} interleaved"
+    )
+    return {"branch_attention_speedup": Figure(masked / branches, None, "higher", "ratio", how)}

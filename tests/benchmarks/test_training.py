@@ -74,10 +74,11 @@ def test_the_plain_form_encodes_the_video_for_each_question_and_the_shared_form_
 
 
 def test_figures_of_time_and_memory_are_ratios_of_what_was_measured():
-    found = prefix.speedup(TINY, 1) | cost.of_form(TINY, "", "as told", 1)
+    found = prefix.speedup(TINY, 1) | prefix.attention(TINY, 1) | cost.of_form(TINY, "", "as told", 1)
     assert set(found) == {
         "shared_prefix_training_speedup",
         "shared_prefix_language_speedup",
+        "branch_attention_speedup",
         "gsm_step_cost",
         "gsm_memory_cost",
         "gsm_memory_cost_with_weights",

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import create_mask, flex_attention
 
+from models.attention import FLOAT32
 from models.batch import NO_TARGET, with_geometry_slots
 from models.geometric_qwen import load_base, load_checkpoint
 from models.parameters import ParameterError
@@ -250,6 +251,28 @@ def test_flex_attention_sees_what_the_dense_mask_shows():
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+@EVERY
+@pytest.mark.parametrize("mixed", [True, False])
+def test_branch_by_branch_is_what_the_dense_mask_shows(family, mixed):
+    """Rows with and without video, of one to four branches of unlike lengths; and rows of one branch alone."""
+    model = model_of(family, "gsm").train()
+    alone = [tree_of(model, seed, 1, with_video=seed > 4, with_prior=False) for seed in (3, 4, 5)]
+    batch = packed(model, [*clips(model), tree_of(model, 7, 4), *alone] if mixed else alone)
+    slots = batch.targets != NO_TARGET
+    found = []
+    for kind in ("sdpa", FLOAT32):
+        model.attend_with(kind)
+        model.zero_grad()
+        logits = model.score(batch, slots)
+        torch.nn.functional.cross_entropy(logits, batch.targets[slots]).backward()
+        found.append((logits, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}))
+    (expected, gradients), (logits, ours) = found
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+    assert gradients.keys() == ours.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
 def test_the_mask_is_the_loaded_models_kind():
     model = model_of("qwen2_5", "gsm")
     batch = packed(model, clips(model))
@@ -273,7 +296,8 @@ def test_flex_attention_can_be_asked_for_by_the_configuration(family):
     assert [layer.self_attn.config._attn_implementation for layer in model.model.language_model.layers] == [
         "flex_attention"
     ] * 2
-    assert type(model._tree_mask(packed(model, clips(model)), torch.float32)).__name__ == "BlockMask"
+    mask = model._tree_mask(packed(model, clips(model)), torch.float32)["attention_mask"]
+    assert type(mask).__name__ == "BlockMask"
     assert model.config.vision_config._attn_implementation == "sdpa"
 
 
