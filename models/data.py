@@ -20,7 +20,7 @@ import safetensors
 
 from models.batch import Branch, Prior, Tree, TreeBatch, pack
 from models.gsm import CELL_CHANNELS, merged_size, slots_of
-from models.guide import NO_THING, Procedure, Things
+from models.guide import NO_THING, Procedure, Things, kind_of
 from models.parameters import TrainingParameters
 from models.pixels import (
     LARGEST_MARK,
@@ -450,7 +450,8 @@ class TreeMaker:
         spans = self.prompt.spans(question.question, how.names)
         known = len(self.clips.things(question.shard, question.clip, question.visible_until).names)
         things = tuple(thing if thing < known else NO_THING for thing in how.things)
-        notes = replace(branch.notes, states=how.states_at(moments), things=things, spans=spans)
+        known = {"things": things, "spans": spans, "kind": kind_of(question.type)}
+        notes = replace(branch.notes, states=how.states_at(moments), **known)
         return replace(branch, notes=notes)
 
     def _things(self, group: Group) -> Things | None:

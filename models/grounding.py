@@ -1,9 +1,10 @@
 """Teaches the geometry module where to look and what to say, beside the loss on answers.
 
 words      Q-Former 1 looks at the words that name the question's things
+kinds      Q-Former 1 knows what a question asks for, be it distances, directions or speeds
 names      keys know whose they are: the cells of a thing are told by the words of its name
-cells      Q-Former 2 looks at the cells of these things, each query at its own slot of time
-positions  the geometry tokens hold where these things are and how they move
+cells      Q-Former 2 looks at the cells of these things, each query at its own slot of time; at nobody for the camera
+positions  what the geometry tokens are made of holds where these things are and how they move
 states     each geometry token says, in the language model's own words, what happens at its moment
 
 Heads of the first blocks are shared out among the things: three look for the thing in each role, the next three, of
@@ -22,7 +23,7 @@ from torch.nn import functional
 
 from models.batch import TreeBatch
 from models.gsm import CELL_PLACE, Looks, Selection, Window
-from models.guide import NO_THING, NO_WORD, NOTHING, ROLES, UNKNOWN, Guide
+from models.guide import KINDS, NO_THING, NO_WORD, NOTHING, ROLES, UNKNOWN, Guide
 
 # A cell belongs to a thing that covers so much of it, and to nobody where all things together cover less than that.
 COVERED, BARE = 0.35, 0.03
@@ -44,15 +45,17 @@ class Guides(nn.Module):
     Attributes:
         option: how right an option looks at its end, from the language model's state there.
         agree: whether it is right so far, where one of its states ends.
+        kind: what a question asks for, from what Q-Former 1 made of it.
         name: a key in the language of words.
         nobody: what stands for a cell without a thing, beside the names.
-        place: where the things of a question are, from a geometry token.
+        place: where the things of a question are, from what a geometry token is made of.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.option = nn.Linear(width, 1)
         self.agree = nn.Linear(width, 1)
+        self.kind = nn.Linear(width, len(KINDS))
         self.name = nn.Linear(width, width)
         self.nobody = nn.Parameter(torch.zeros(width))
         self.place = nn.Linear(width, LAGS * len(ROLES) * PLACE_CHANNELS)
@@ -78,26 +81,44 @@ def blinkers_of(model: nn.Module, batch: TreeBatch, share: float) -> Tensor | No
     """
     if share <= 0:
         return None
-    window = model.gsm.window_of(batch.prior, batch.prior_grid)
-    own = _of_roles(_merged_cover(batch.guide.cover, model.gsm.prior.merge), batch.guide, batch.owner)
-    heads = model.gsm.selector[0].attention.heads
-    told = torch.zeros(len(batch.owner), heads, *window.keys.shape[1:], dtype=torch.bool, device=own.device)
+    gsm, guide = model.gsm, batch.guide
+    window = gsm.window_of(batch.prior, batch.prior_grid)
+    own = _of_roles(_merged_cover(guide.cover, gsm.prior.merge), guide, batch.owner)
+    moments = [_Moment.of(own, window.slots[batch.owner] - lag) for lag in range(LAGS)]
     asked = batch.prompt_end.sum(1)
     place = (batch.branch[batch.prompt_end] + 0.5) / asked.repeat_interleave(asked)
-    for head, role, lag in _supervised(heads):
-        moment = _Moment.of(own, window.slots[batch.owner] - lag)
-        weight, here = _wanted(moment, role, window, batch.owner)
-        told[:, head] = (weight > 0.5) & (moment.known[:, role] & (place < share)[:, None])[..., None] & here
-    return told
+    told = []
+    for _, role, lag in _supervised(gsm.selector[0].attention.heads):
+        weight, known = _wanted(moments[lag], role, window, batch, gsm.nobody)
+        told.append((weight > 0.5) & (known & (place < share)[:, None])[..., None])
+    free = gsm.selector[0].attention.heads - len(told)
+    return functional.pad(torch.stack(told, 1), (0, 0, 0, 0, 0, free))
 
 
-def _wanted(moment: _Moment, role: int, window: Window, owner: Tensor) -> tuple[Tensor, Tensor]:
-    """(Q,N,W) how well a thing fills each key of the window, its best one in full; and which keys are of the moment."""
-    keys, visible = window.keys[owner], window.visible[owner]
-    cells = moment.cover.shape[3]
-    here = (keys // cells == moment.at[..., None]) & visible
+def _wanted(moment: _Moment, role: int, window: Window, batch: TreeBatch, nobody: bool) -> tuple[Tensor, Tensor]:
+    """What a head that looks for a thing should see.
+
+    Args:
+        moment: at which it looks.
+        role: of the thing.
+        window: what the queries see.
+        batch: with a guide.
+        nobody: whether heads may look at nobody, in the last place of W.
+
+    Returns:
+        (Q,N,W) how well the thing fills each key, its best one in full; and (Q,N) whether there is anything to see.
+    """
+    cells, owner = moment.cover.shape[3], batch.owner
+    visible = window.visible[owner].unflatten(2, (-1, cells))
+    here = (window.seen[owner] == moment.at[..., None])[..., None] & visible
     weight = moment.cover[:, role] / moment.best[:, role, :, None].clamp(min=1e-6)
-    return weight.gather(2, keys % cells) * here, here
+    weight, known = (weight[:, :, None] * here).flatten(2), moment.known[:, role] & here.flatten(2).any(-1)
+    if not nobody:
+        return weight, known
+    # What a question is about is the camera, or it is about one thing less.
+    explained = (batch.guide.states != UNKNOWN).any(1)
+    absent = ((batch.guide.things[:, role] == NO_THING) & explained)[:, None].expand_as(known)
+    return torch.cat([weight, absent[..., None].to(weight.dtype)], -1), known | absent
 
 
 def grounding_losses(model: nn.Module, guides: Guides, batch: TreeBatch, selection: Selection) -> dict[str, Tensor]:
@@ -116,9 +137,10 @@ def grounding_losses(model: nn.Module, guides: Guides, batch: TreeBatch, selecti
     moments = [_Moment.of(own, at - lag) for lag in range(LAGS)]
     return {
         "words": _look_at_words(looks, guide),
+        "kinds": _know_kinds(guides, selection.asked, guide),
         "names": _name_keys(model, guides, looks.keys, looks.visible, cover, guide)[batch.owner].sum(),
-        "cells": _look_at_cells(looks, moments, batch.owner),
-        "positions": _say_places(guides, selection.tokens, moments, batch, model.gsm.prior.merge),
+        "cells": _look_at_cells(looks, moments, batch, model.gsm.nobody),
+        "positions": _hold_places(guides, selection.thoughts, moments, batch, cover, model.gsm.prior.merge),
         "states": _say_states(model, selection.tokens, guide),
     }
 
@@ -203,6 +225,13 @@ def _look_at_words(looks: Looks, guide: Guide) -> Tensor:
     return _mean_where(torch.stack(missed, 1), torch.stack(known, 1))
 
 
+def _know_kinds(guides: Guides, asked: Tensor, guide: Guide) -> Tensor:
+    """Cross-entropy of telling what a question asks for."""
+    queries = asked.shape[1]
+    scores, kinds = guides.kind(asked).float().flatten(0, 1), guide.kinds.repeat_interleave(queries)
+    return functional.cross_entropy(scores, kinds, ignore_index=UNKNOWN, reduction="sum") / queries
+
+
 def _merged_cover(cover: Tensor, merge: tuple[int, int, int]) -> Tensor:
     """(R,n,T',h',w') shares of cells as (R,n,t,m) of merged cells, by slot of time."""
     return _merged_means(cover.movedim(1, -1), merge).movedim(-1, 1)
@@ -214,14 +243,13 @@ def _of_roles(cover: Tensor, guide: Guide, owner: Tensor) -> Tensor:
     return own * (guide.things != NO_THING)[..., None, None]
 
 
-def _look_at_cells(looks: Looks, moments: list[_Moment], owner: Tensor) -> Tensor:
+def _look_at_cells(looks: Looks, moments: list[_Moment], batch: TreeBatch, nobody: bool) -> Tensor:
     """Logarithm of the attention on a thing's cells, those it fills best counting in full."""
     missed, known = [], []
     for head, role, lag in _supervised(looks.cells.shape[1]):
-        moment = moments[lag]
-        weight, here = _wanted(moment, role, looks.window, owner)
+        weight, seen = _wanted(moments[lag], role, looks.window, batch, nobody)
         missed.append(-(looks.cells[:, head] + weight.clamp(min=1e-6).log()).logsumexp(-1))
-        known.append(moment.known[:, role] & here.any(-1))
+        known.append(seen)
     return _mean_where(torch.stack(missed, 1), torch.stack(known, 1))
 
 
@@ -252,20 +280,25 @@ def _name_keys(model: nn.Module, guides: Guides, keys: Tensor, visible: Tensor, 
     return _means_where(missed, known)
 
 
-def _say_places(
-    guides: Guides, tokens: Tensor, moments: list[_Moment], batch: TreeBatch, merge: tuple[int, int, int]
+def _hold_places(
+    guides: Guides,
+    thoughts: Tensor,
+    moments: list[_Moment],
+    batch: TreeBatch,
+    cover: Tensor,
+    merge: tuple[int, int, int],
 ) -> Tensor:
     """Squared error of where things are and how they move: the mean over the cells that they fill at each moment."""
-    means = _merged_means(batch.prior[..., CELL_PLACE], merge)[batch.owner]
-    said = guides.place(tokens).float().unflatten(-1, (LAGS, len(ROLES), PLACE_CHANNELS)).permute(2, 0, 3, 1, 4)
+    means = _merged_means(batch.prior[..., CELL_PLACE], merge)
+    filled = cover * (cover > 0.5 * cover.amax(-1, keepdim=True))
+    share = filled / filled.sum(-1, keepdim=True).clamp(min=1e-6)
+    places = torch.einsum("rntm,rtmc->rntc", share, means)[batch.owner[:, None], batch.guide.things.clamp(min=0)]
+    said = guides.place(thoughts).float().unflatten(-1, (LAGS, len(ROLES), PLACE_CHANNELS)).permute(2, 0, 3, 1, 4)
     weight = said.new_tensor(PLACE_WEIGHTS).repeat_interleave(3)
     missed, known = [], []
     for moment, told in zip(moments, said, strict=True):
-        cells = means.gather(1, moment.at.clamp(min=0)[..., None, None].expand(-1, -1, *means.shape[2:]))
-        filled = moment.cover * (moment.cover > 0.5 * moment.best[..., None])
-        share = filled / filled.sum(-1, keepdim=True).clamp(min=1e-6)
-        error = (told - torch.einsum("qrnm,qnmc->qrnc", share, cells)) * weight
-        missed.append(error.square().mean(-1))
+        at = moment.at.clamp(min=0)[:, None, :, None].expand(*told.shape[:2], -1, told.shape[3])
+        missed.append(((told - places.gather(2, at)) * weight).square().mean(-1))
         known.append(moment.known)
     return _mean_where(torch.stack(missed, 1), torch.stack(known, 1))
 

@@ -6,12 +6,13 @@ width. Positions are the reference's: in both cross-attentions queries, question
 three-axis rotary positions. Queries and question tokens count 0, 1, 2, … on all axes; a key stands at
 (tokens_per_second · seconds, row, column) of the merged grid.
 
-Three things differ from the reference where the configuration asks for them, all for models that learn from little.
+Four things differ from the reference where the configuration asks for them, all for models that learn from little.
 `window` lets each query see a few neighbouring slots of time only, so that the queries together go through the clip
 and none has to find its moment first; such keys are told apart by what they hold, which for geometric cells includes
 where and when they are, not by rotary positions. `context` reads each token of the question together with those
 before it, for a raw embedding does not say which of two things it names. `heads` cuts the module's width finer than
-the language model does.
+the language model does. `nobody` gives heads of Q-Former 2 a place to look at where what they look for is no cell,
+above all the camera; what they would read instead is noise in everything that is made of it.
 
 Only `PriorProjection` knows whether the prior features are network tokens or geometric cells.
 """
@@ -35,7 +36,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     apply_rotary_pos_emb,
 )
 
-from models.attention import attend
+from models.attention import attend, look
 
 CELL_CHANNELS = 20
 """A geometric cell: camera xyz, world xyz, scene flow xyz, mean RGB, validity, time, heading in camera and world."""
@@ -61,6 +62,8 @@ NORM_EPS = 1e-6
 """The reference's, whatever the language model uses."""
 QUERY_SPREAD = 0.3
 """Queries are drawn from this. The reference draws from 1, behind which what a query reads is hard to make out."""
+CODE_WIDTH, CODE_GAIN = 16, 4.0
+"""Numbers between -1 and 1 that tell what a query asks, and how soon they are one or the other."""
 PLACE_GAIN = 3.0
 """Heads begin by reading the places of the cells they look at, so many times enlarged."""
 
@@ -72,13 +75,18 @@ class Selection:
     Attributes:
         tokens: (Q,N,d) geometry tokens.
         attention: (Q,N,M) how much each token's query looked at each key in the last selector block, mean over heads,
-            0 on padding, in the order of `PriorProjection`'s keys; None unless asked for.
+            0 on padding, in the order of `PriorProjection`'s keys; None unless asked for. It adds up to 1, or to what
+            did not go to nobody.
         looks: where the heads looked first; None unless asked for.
+        thoughts: (Q,N,d) what Q-Former 2 made of what it read, of which the tokens tell what matters.
+        asked: (Q,N,d) what Q-Former 1 made of the question.
     """
 
     tokens: Tensor
     attention: Tensor | None = None
     looks: Looks | None = None
+    thoughts: Tensor | None = None
+    asked: Tensor | None = None
 
 
 class Cells(NamedTuple):
@@ -108,7 +116,8 @@ class Looks:
 
     Attributes:
         words: (Q,H,N,L) over the tokens of the question.
-        cells: (Q,H,N,W) over the keys that a query sees.
+        cells: (Q,H,N,W) over the keys that a query sees, and in one more place, the last, nobody where the module has
+            that.
         window: which keys these are.
         keys: (R,M,d) all keys.
         visible: (R,M) bool, false on padding.
@@ -220,9 +229,11 @@ class CrossAttention(nn.Module):
 
     All queries that read a key head of a row (of all its questions, of all heads of the group) form one long
     sequence. So no key is repeated, and the fused kernels that take a mask but no groups apply.
+
+    `nobody` adds a key that stands for nothing in the target, as one can look at nobody; it reads as zeros.
     """
 
-    def __init__(self, config) -> None:
+    def __init__(self, config, nobody: bool = False) -> None:
         super().__init__()
         self.heads, self.key_value_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads
@@ -230,6 +241,7 @@ class CrossAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, self.key_value_heads * self.head_dim, bias=True)
         self.v_proj = nn.Linear(config.hidden_size, self.key_value_heads * self.head_dim, bias=True)
         self.o_proj = nn.Linear(self.heads * self.head_dim, config.hidden_size, bias=False)
+        self.nobody = nn.Parameter(torch.zeros(self.key_value_heads, 1, self.head_dim)) if nobody else None
 
     def forward(
         self,
@@ -255,12 +267,13 @@ class CrossAttention(nn.Module):
             target_rotary: cosine and sine, (R,M,head_dim), or None.
             window: the keys each query sees; None for all that are visible.
             blinkers: (Q,H,N,W) bool, the only keys of its window that each head gets to see; all of them where it would
-                see none.
+                see none. W has one more place, the last, where heads may look at nobody.
             with_looks: also give where the heads looked.
             values: (R,M,d) what is read where a head looks at `target`; None for `target` itself.
 
         Returns:
-            (Q,N,d), and (Q,H,N,W) float32 logarithms of the attention, W = M without a window, or None.
+            (Q,N,d), and (Q,H,N,W) float32 logarithms of the attention, or None. Without a window W is M; where heads
+            may look at nobody, there is one more, the last.
         """
         q = self.q_proj(queries).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
         k = self.k_proj(target).unflatten(-1, (self.key_value_heads, self.head_dim)).transpose(1, 2)
@@ -279,38 +292,73 @@ class CrossAttention(nn.Module):
         else:
             order, merged, mask = (0, 4, 2, 1, 3, 5), 3, window.visible[:, :, None, None]
             k, v = (window.of_rows(each.transpose(1, 2)).transpose(2, 3) for each in (k, v))
+        if self.nobody is not None:
+            key = self.nobody.to(k.dtype).expand(*k.shape[:-2], -1, -1)
+            k, v = torch.cat([k, key], -2), torch.cat([v, torch.zeros_like(key)], -2)
+            mask = functional.pad(mask, (0, 1), value=True)
         in_order = laid_out.permute(order)
         sequence = in_order.flatten(merged, -2)
-        seen = mask
+        seen = None
         if blinkers is not None:
             narrow = readers.together(blinkers, len(target)).unflatten(2, (self.key_value_heads, -1))
             seen = narrow.permute(order).flatten(merged, -2) & mask
             seen = seen | (mask & ~seen.any(-1, keepdim=True))
-        mixed = attend(sequence, k, v, seen).reshape(in_order.shape)
+        shares = None
+        if with_looks:
+            mixed, shares = look(sequence, k, v, mask, seen)
+        else:
+            mixed = attend(sequence, k, v, mask if seen is None else seen)
         back = [order.index(axis) for axis in range(6)]
-        read = self.o_proj(readers.apart(mixed.permute(back).permute(0, 1, 4, 2, 3, 5).flatten(3)))
-        if not with_looks:
+        mixed = mixed.reshape(in_order.shape).permute(back)
+        read = self.o_proj(readers.apart(mixed.permute(0, 1, 4, 2, 3, 5).flatten(3)))
+        if shares is None:
             return read, None
-        scores = (sequence @ k.mT).float() * self.head_dim**-0.5
-        shares = scores.masked_fill(~mask, -math.inf).log_softmax(-1).reshape(*in_order.shape[:-1], -1)
-        return read, readers.apart(shares.permute(back)).flatten(1, 2)
+        return read, readers.apart(shares.reshape(*in_order.shape[:-1], -1).permute(back)).flatten(1, 2)
 
 
 class QFormerBlock(nn.Module):
     """RMSNorm (shared by queries and target) → cross-attention → residual → RMSNorm → SwiGLU → residual."""
 
-    def __init__(self, config, mlp_bias: bool = False) -> None:
+    def __init__(self, config, mlp_bias: bool = False, nobody: bool = False) -> None:
         super().__init__()
         self.attention_norm = Qwen2_5_VLRMSNorm(config.hidden_size, eps=NORM_EPS)
-        self.attention = CrossAttention(config)
+        self.attention = CrossAttention(config, nobody)
         self.mlp_norm = Qwen2_5_VLRMSNorm(config.hidden_size, eps=NORM_EPS)
         self.mlp = Qwen2_5_VLMLP(config, bias=mlp_bias)
 
-    def forward(self, queries: Tensor, target: Tensor, **attending) -> tuple[Tensor, Tensor | None]:
-        """Queries (Q,N,d) after reading target (R,M,d), and where heads looked; the rest as for `CrossAttention`."""
+    def forward(self, queries: Tensor, target: Tensor, **attending) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Queries (Q,N,d) after reading target (R,M,d), what they read (Q,N,d), and where heads looked.
+
+        The rest is as for `CrossAttention`.
+        """
         read, looks = self.attention(self.attention_norm(queries), self.attention_norm(target), **attending)
         queries = queries + read
-        return queries + self.mlp(self.mlp_norm(queries)), looks
+        return queries + self.mlp(self.mlp_norm(queries)), read, looks
+
+
+class Speech(nn.Module):
+    """What a geometry token says, made of what its query asked and of what it read.
+
+    In the sum of both, which is what Q-Former 2 goes on with, little of either is left to be told apart. What is asked
+    passes a narrow place: few things matter of it, such as whether distances or directions are, and a code of them is
+    learned far sooner than what to make of the whole.
+    """
+
+    def __init__(self, config) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.asked_norm = Qwen2_5_VLRMSNorm(width, eps=NORM_EPS)
+        self.code = nn.Linear(width, CODE_WIDTH)
+        self.both = nn.Linear(CODE_WIDTH + width, width)
+        self.mlp_norm = Qwen2_5_VLRMSNorm(width, eps=NORM_EPS)
+        self.mlp = Qwen2_5_VLMLP(config)
+        self.last = nn.Linear(width, width, bias=False)
+
+    def forward(self, asked: Tensor, read: Tensor) -> Tensor:
+        """(Q,N,d) from two of that size."""
+        code = torch.tanh(CODE_GAIN * self.code(self.asked_norm(asked)))
+        said = self.both(torch.cat([code, read], -1))
+        return self.last(said + self.mlp(self.mlp_norm(said)))
 
 
 class PriorProjection(nn.Module):
@@ -450,8 +498,11 @@ class GeometrySelection(nn.Module):
         self.context = nn.Linear(self.words * width, width) if self.words > 1 else None
         self.prior = PriorProjection(width, geometry)
         self.condenser = nn.ModuleList(QFormerBlock(config, bias) for _ in range(geometry["condenser_depth"]))
-        self.selector = nn.ModuleList(QFormerBlock(config, bias) for _ in range(geometry["selector_depth"]))
-        self.speak = nn.Linear(width, width, bias=False) if geometry.get("speak") else nn.Identity()
+        self.nobody = bool(geometry.get("nobody"))
+        self.selector = nn.ModuleList(
+            QFormerBlock(config, bias, self.nobody) for _ in range(geometry["selector_depth"])
+        )
+        self.speech = Speech(config) if geometry.get("speak") else None
         self.norm = Qwen2_5_VLRMSNorm(width, eps=NORM_EPS)
         self.rotary = Qwen2_5_VLRotaryEmbedding(config)
 
@@ -479,8 +530,9 @@ class GeometrySelection(nn.Module):
             owner: (Q,) the clip each question is about.
             with_attention: also give the last selector block's attention.
             with_looks: also give where the first blocks' heads looked.
-            blinkers: (Q,H,N,W) bool, what heads of the first selector block get to see of `window_of`; None for all.
-                Where they looked is given as if they had seen all.
+            blinkers: (Q,H,N,W) bool, what heads of the first selector block get to see of `window_of`, and of nobody
+                in one more place where the module has that; None for all. Where they looked is given as if they had
+                seen all.
         """
         cells = self.prior(features, grid, times)
         window = self.window_of(features, grid)
@@ -494,19 +546,23 @@ class GeometrySelection(nn.Module):
             places = cells.places * cells.places.new_tensor([self.tokens_per_second, 1.0, 1.0])
             selecting["query_rotary"] = self._rotary(self._counting(tokens))
             selecting["target_rotary"] = self._rotary(places.floor().permute(2, 0, 1))
-        first, last = None, None
+        condensed, read, first, last = tokens, None, None, None
         for number, block in enumerate(self.selector):
             asked = (with_looks and number == 0) or (with_attention and number == len(self.selector) - 1)
             narrowed = {"blinkers": blinkers} if number == 0 else {}
-            tokens, last = block(tokens, cells.keys, **selecting, **narrowed, with_looks=asked)
+            tokens, read, last = block(tokens, cells.keys, **selecting, **narrowed, with_looks=asked)
             first = last if number == 0 else first
         attention = self._over_all_keys(last, window, owner, cells.keys.shape[1]) if with_attention else None
         looks = Looks(words, first, window, cells.keys, cells.visible) if with_looks else None
-        return Selection(self.norm(self.speak(tokens)), attention, looks)
+        said = tokens if self.speech is None else self.speech(condensed, read)
+        return Selection(self.norm(said), attention, looks, tokens, condensed)
 
     def begin(self) -> None:
         """Draw the queries, and let heads read places where the prior has them."""
         init.normal_(self.queries, std=QUERY_SPREAD)
+        if self.nobody:
+            for block in self.selector:
+                init.zeros_(block.attention.nobody)
         if not self.prior.cells:
             return
         self.prior.begin_with_places()
@@ -515,6 +571,7 @@ class GeometrySelection(nn.Module):
             weight = attention.v_proj.weight.detach().clone().unflatten(0, (attention.key_value_heads, -1))
             weight[:, :width, :width] = torch.eye(width)
             init.copy_(attention.v_proj.weight, weight.flatten(0, 1))
+            init.copy_(attention.o_proj.weight, torch.eye(*attention.o_proj.weight.shape))
 
     def window_of(self, features: Tensor, grid: Tensor) -> Window:
         """The keys that each query sees of (R,T,h,w,C) prior features, filled up to (R,3) `grid`."""
@@ -536,13 +593,15 @@ class GeometrySelection(nn.Module):
         }
         first = None
         for number, block in enumerate(self.condenser):
-            tokens, looks = block(tokens, question, **reading, with_looks=with_looks and number == 0)
+            tokens, _, looks = block(tokens, question, **reading, with_looks=with_looks and number == 0)
             first = looks if number == 0 else first
         return tokens, first
 
     def _over_all_keys(self, looks: Tensor, window: Window, owner: Tensor, keys: int) -> Tensor:
-        """Mean over heads of attention (Q,H,N,W) as (Q,N,M)."""
+        """Mean over heads of attention (Q,H,N,W) as (Q,N,M), without what went to nobody."""
         shares = looks.exp().mean(1)
+        if self.nobody:
+            shares = shares[..., :-1]
         if not self.window:
             return shares
         # A number may stand in a window more than once, where it stands for nothing and has no share.

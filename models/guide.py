@@ -20,6 +20,8 @@ from torch import Tensor
 
 ROLES = ("former", "latter", "viewpoint")
 """What a question's things are to it: the first and second that it is about, and from where it is seen."""
+KINDS = ("dis", "dir", "ori", "spd", "spd_comp", "dir_pred")
+"""What a question may ask for, as its type says behind `abs_` or `rel_`."""
 NO_THING, NO_WORD, NOTHING, UNKNOWN = -1, -1, 0, -100
 SILENCE = "nothing"
 """The word for state NOTHING."""
@@ -101,6 +103,7 @@ class Notes:
         states: text of the state that each geometry token should say, "" for nothing; empty where it is unknown.
         things: as in `Procedure`.
         spans: (3,Lq) bool, which tokens of the question's text name the thing in each of `ROLES`.
+        kind: place of what is asked for in `KINDS`, UNKNOWN for anything else.
     """
 
     option_ends: tuple[int, ...]
@@ -108,6 +111,7 @@ class Notes:
     states: Sequence[str] = ()
     things: tuple[int, ...] = (NO_THING,) * len(ROLES)
     spans: np.ndarray | None = None
+    kind: int = UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,7 @@ class Guide:
         thing_words: (R,n,K') ids of the words of each thing's name, NO_WORD on padding.
         cover: (R,n,T',h',w') shares of the prior's cells that each thing covers; None without a prior.
         agrees: (B,L) whether an option tells the same as the right one up to here, 1 or 0; UNKNOWN where no state ends.
+        kinds: (Q,) what each question asks for, by place in `KINDS`, UNKNOWN for anything else.
     """
 
     option_ends: Tensor
@@ -133,6 +138,7 @@ class Guide:
     thing_words: Tensor
     cover: Tensor | None
     agrees: Tensor | None = None
+    kinds: Tensor | None = None
 
     def to(self, device: torch.device | str, **options: bool) -> Guide:
         """The same on another device."""
@@ -185,7 +191,14 @@ def guide_of(
         _padded([ids for row in names for ids in row]).unflatten(0, (len(things), most)),
         torch.from_numpy(cover) if things else None,
         agrees,
+        torch.tensor([note.kind for note in notes]),
     )
+
+
+def kind_of(question_type: str) -> int:
+    """Place in `KINDS` of what a question of a type asks for, UNKNOWN for anything else."""
+    asked = question_type.partition("_")[2]
+    return KINDS.index(asked) if asked in KINDS else UNKNOWN
 
 
 def _padded(texts: Sequence[Sequence[int]]) -> Tensor:

@@ -78,8 +78,12 @@ class GeometryModelParameters(_Checked):
     heads: int = _bounded(8, "attention heads of the module; 0 takes the language model's", 0)
     window: int = _bounded(2, "slots of time each query sees, the queries spread over the clip; 0 is all of them", 0)
     context: int = _bounded(4, "a token of the question is read with those before it, so many; 1 reads it alone", 1)
+    nobody: bool = _bounded(
+        True, "heads may look at nobody, who reads as zeros, as the camera's own place does; not at a cell then"
+    )
     speak: bool = _bounded(
-        True, "geometry tokens pass a last linear map, so that they show what they say and not how they came to it"
+        True,
+        "geometry tokens say what follows from the question and what was read, and show nothing of how they came to it",
     )
     fusion_mask_share: float = _bounded(
         0.8, "share of the vision tokens that training masks in the fused variant, the most attended first", 0, 1
@@ -105,11 +109,19 @@ class GuidanceParameters(_Checked):
 
     options: float = _bounded(1.0, "which option is right, asked at the end of each", 0)
     words: float = _bounded(1.0, "Q-Former 1 looks at the words that name the question's things", 0)
+    kinds: float = _bounded(1.0, "Q-Former 1 knows what a question asks for", 0)
     names: float = _bounded(1.0, "keys tell by name whose they are", 0)
     cells: float = _bounded(3.0, "Q-Former 2 looks at the cells of the question's things", 0)
-    positions: float = _bounded(10.0, "geometry tokens hold where these things are and how they move", 0)
+    positions: float = _bounded(
+        10.0, "what geometry tokens are made of holds where these things are and how they move", 0
+    )
     states: float = _bounded(4.0, "geometry tokens say what happens at their moment", 0)
-    in_videos: float = _bounded(0.3, "share of the last five weights in the stage on questions about videos", 0)
+    in_videos: float = _bounded(0.3, "share of the last six weights in the stage on questions about videos", 0)
+
+    @classmethod
+    def silent(cls) -> GuidanceParameters:
+        """Nothing is said."""
+        return cls(**{entry.name: 0.0 for entry in dataclasses.fields(cls)})
 
     @property
     def given(self) -> bool:
@@ -161,8 +173,8 @@ class TrainingParameters(_Checked):
         500, "text-only steps in which what happens is stated and has to be found among the options", 0
     )
     reading_questions: int = _bounded(32, "questions in such a step", 1)
-    naming_steps: int = _bounded(250, "steps in which the prior's cells learn whose they are", 0)
-    grounding_steps: int = _bounded(700, "steps of the geometry module alone, before the language model joins it", 0)
+    naming_steps: int = _bounded(150, "steps in which the prior's cells learn whose they are", 0)
+    grounding_steps: int = _bounded(330, "steps of the geometry module alone, before the language model joins it", 0)
     steps: int = _bounded(150, "steps on questions about the videos", 0)
     grounding_rate: float = _bounded(0.5, "share of the learning rates that the stage of grounding has", 0, 1)
     videos_rate: float = _bounded(0.7, "share of the learning rates that the stage on videos has", 0, 1)
@@ -181,7 +193,7 @@ class TrainingParameters(_Checked):
     decay: Literal["cosine", "linear", "constant"] = _bounded("linear", "learning rate after the warm-up")
     clip_norm: float = _bounded(1.0, "gradients are scaled down to this norm", 0)
     precision: Literal["32-true", "bf16-mixed", "bf16-true"] = _bounded(
-        "bf16-mixed", "bf16-mixed keeps what is trained in float32, bf16-true nothing"
+        "32-true", "bf16-mixed keeps what is trained in float32, bf16-true nothing; many CPUs compute neither well"
     )
     accelerator: Literal["cpu", "gpu", "auto"] = _bounded("cpu", "as Lightning names it")
     strategy: Literal["auto", "ddp", "fsdp"] = _bounded(

@@ -201,11 +201,10 @@ def find_model(source: str) -> Path:
 
 def _seeing(like: TrainingParameters, geometry: GeometryModelParameters) -> TrainingParameters:
     """Parameters for a model that is only asked: nothing of them is about training."""
-    silent = GuidanceParameters(options=0, words=0, names=0, cells=0, positions=0, states=0, in_videos=0)
     shown = {name: getattr(like, name) for name in SEEING}
     return TrainingParameters(
         geometry=geometry,
-        guidance=silent,
+        guidance=GuidanceParameters.silent(),
         reading_steps=0,
         naming_steps=0,
         grounding_steps=0,

@@ -110,7 +110,8 @@ def _geometry(model: GeometricQwen, tree: Tree, branches: Sequence[Branch]) -> F
         # A clip's keys and values are projected once for all its questions.
         once = branch is branches[0]
         total += sum((_block(block, len(gsm.queries), keys, once) for block in gsm.selector), Flops(0, 0))
-        total += Flops(_products(gsm.speak, len(gsm.queries)), 0)
+        if gsm.speech is not None:
+            total += Flops(_products(gsm.speech, len(gsm.queries)), 0)
     return total
 
 

@@ -84,7 +84,8 @@ SEVEN_B = Shape(
 def geometry_of(shape: Shape) -> dict | None:
     """The `geometry_config` of the published module; None for a shape without queries."""
     as_published = {"heads": 0, "window": 0, "context": 1, "condenser_depth": 1, "merge_time": 1, "merge_space": 1}
-    parameters = GeometryModelParameters(queries=shape.queries, prior="tokens", speak=False, **as_published)
+    as_published |= {"nobody": False, "speak": False}
+    parameters = GeometryModelParameters(queries=shape.queries, prior="tokens", **as_published)
     config = geometry_config(parameters, shape.prior_channels)
     return config and {**config, "projection_width": shape.prior_channels, "mlp_bias": True}
 

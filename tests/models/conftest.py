@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from safetensors.numpy import save_file
 from benchmarks.training.resume import SMALLEST
 from models.gsm import CELL_CHANNELS
 from models.guide import states_of
-from models.parameters import TrainingParameters
+from models.parameters import GuidanceParameters, TrainingParameters
 
 SHARD = "shard-000000"
 CHANGES = (
@@ -29,7 +30,7 @@ CHANGES = (
 TINY = {
     "tiny": SMALLEST,
     "geometry": {"queries": 3, "octaves": 2, "heads": 2, "condenser_depth": 1, "merge_space": 2},
-    "guidance": dict.fromkeys(("options", "words", "names", "cells", "positions", "states", "in_videos"), 0.0),
+    "guidance": dataclasses.asdict(GuidanceParameters.silent()),
     "reading_steps": 3,
     "reading_questions": 6,
     "naming_steps": 0,

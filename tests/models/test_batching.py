@@ -60,7 +60,7 @@ def test_reading_stage_states_the_answer(maker, parameters, monkeypatch):
     ):
         letter = decode(learned[learned >= 0][0])
         lines = decode(tokens[branch == 0]).splitlines()
-        (option,) = (line[2:] for line in lines if line.startswith(f"{letter} "))
+        (option,) = (line[2:].removesuffix("<|im_end|>") for line in lines if line.startswith(f"{letter} "))
         told = [texts[state] for state in states if state]
         assert [state for place, state in enumerate(told) if told[place - 1 : place] != [state]] == states_of(option)
 

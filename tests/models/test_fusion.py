@@ -106,7 +106,8 @@ def test_hiding_takes_the_vision_that_the_selection_looks_at(family):
     hidden = model.read(batch)
     for row in range(len(batch.tokens)):
         slots = batch.video_slots[row]
-        changed = (hidden.embeddings[row][slots] != plain.embeddings[row][slots]).any(-1)
+        # Where the selection's attention is asked for, it is computed another way: equal to rounding.
+        changed = (hidden.embeddings[row][slots] - plain.embeddings[row][slots]).abs().amax(-1) > 1e-4
         assert changed.sum() == math.ceil(0.8 * slots.sum())
     looked = hidden.selection.attention[row].mean(0)
     assert len(looked) == len(changed) == 8

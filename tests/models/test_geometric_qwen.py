@@ -70,7 +70,8 @@ def test_geometry_is_added_to_a_plain_base(family, tmp_path):
 
 def test_a_module_that_is_added_begins_with_reading_places(tmp_path):
     model_of("qwen2_5", "none").save_pretrained(tmp_path)
-    gsm = load_base(str(tmp_path), model_of("qwen2_5", "gsm", merge_time=2, merge_space=1).config.geometry_config).gsm
+    config = model_of("qwen2_5", "gsm", merge_time=2, merge_space=1, nobody=True).config.geometry_config
+    gsm = load_base(str(tmp_path), config).gsm
     # Places in both merged cells and the logarithms of their speeds lead the values, and each head reads them first.
     chosen = [*CELL_PLACE, CELL_CHANNELS]
     leading = gsm.prior.straight.weight.detach()[: len(chosen)].unflatten(1, (2, -1))
@@ -81,6 +82,7 @@ def test_a_module_that_is_added_begins_with_reading_places(tmp_path):
     attention = gsm.selector[0].attention
     for head in attention.v_proj.weight.detach().split(attention.head_dim):
         assert torch.equal(head[:, :16], torch.eye(16)) and 0 < head[:, 16:].abs().max() < 0.3
+    assert torch.equal(attention.o_proj.weight, torch.eye(32)) and not attention.nobody.any()
     assert not torch.equal(gsm.condenser[0].attention.v_proj.weight.detach()[:16, :16], torch.eye(16))
 
 
@@ -89,9 +91,11 @@ def test_what_values_and_tokens_go_through_is_saved_and_loaded(tmp_path, speak):
     model = model_of("qwen2_5", "gsm", speak=speak)
     batch = packed(model, [tree_of(model, 0, 2)])
     model.save_pretrained(tmp_path)
-    linear = {"gsm.prior.straight.weight", *(["gsm.speak.weight"] if speak else [])}
+    linear = {"gsm.prior.straight.weight"}
+    if speak:
+        linear |= {f"gsm.speech.{name}" for name, _ in model.gsm.speech.named_parameters()}
     assert {
-        name for name in load_file(tmp_path / "model.safetensors") if "straight" in name or "speak" in name
+        name for name in load_file(tmp_path / "model.safetensors") if "straight" in name or "speech" in name
     } == linear
     for loaded in (load_checkpoint(tmp_path), load_base(str(tmp_path), model.config.geometry_config)):
         for name, value in model.state_dict().items():

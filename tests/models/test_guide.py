@@ -153,9 +153,10 @@ def test_notes_are_laid_out_by_explicit_loops():
     ends = torch.zeros(3, 9, dtype=torch.bool)
     guide = guide_of(notes, things, ends, words, 3, (4, 3, 5, 6))
     said = [[NO_WORD] * 0 + words(text) for text in (SILENCE, ") a.", ") b.", ") c.")]
-    assert guide.state_words.shape == (4, len(SILENCE))
+    longest = max(map(len, said))
+    assert guide.state_words.shape == (4, longest)
     for row, ids in zip(guide.state_words.tolist(), said, strict=True):
-        assert row == ids + [NO_WORD] * (len(SILENCE) - len(ids))
+        assert row == ids + [NO_WORD] * (longest - len(ids))
     assert guide.states.tolist() == [[NOTHING, 1, 2], [UNKNOWN] * 3, [2, 2, 3]]
     assert guide.things.tolist() == [[1, 0, -1], [-1] * 3, [0, -1, -1]]
     assert guide.spans.shape == (3, 3, 6) and guide.spans.dtype == torch.bool
@@ -192,9 +193,8 @@ def test_trees_carry_what_their_rows_and_records_say(maker):
         middles = {2.0: [0.0, 1.0, 1.0], None: [0.0, 2.0, 3.0]}
         texts = [make.prompt.tokenizer.decode(row[row != NO_WORD]) for row in guide.state_words]
         for place, question in enumerate(asked):
-            assert [text.removeprefix(") ").removesuffix(".") for text in (texts[k] for k in guide.states[place])] == [
-                state or SILENCE for state in question.procedure.states_at(np.array(middles[question.visible_until]))
-            ]
+            states = question.procedure.states_at(np.array(middles[question.visible_until]))
+            assert [texts[k] for k in guide.states[place]] == [f") {state}." if state else SILENCE for state in states]
             thing, visible = int(question.question.split("red box ")[1][0]), batch.question_visible[place]
             assert guide.things[place].tolist() == [thing, NO_THING, NO_THING]
             spoken = [batch.question[place][guide.spans[place, role]] for role in range(3)]

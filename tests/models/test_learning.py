@@ -99,7 +99,7 @@ def share_on_things(model, batch) -> float:
                 keys, slot = looks.window.keys[row, query], int(looks.window.slots[row, query])
                 cover = torch.zeros(SLOTS, HEIGHT * WIDTH)
                 cover[slot] = batch.guide.cover[row, batch.guide.things[question, head], slot].flatten()
-                found.append(float((looks.cells[question, head, query].exp() * cover.flatten()[keys]).sum()))
+                found.append(float((looks.cells[question, head, query, :-1].exp() * cover.flatten()[keys]).sum()))
     return float(np.mean(found))
 
 

@@ -230,7 +230,8 @@ def test_looks_are_shares_and_change_no_token(changes):
     visible[:, 5:] = False
     plain = gsm(question, visible, prior, grid, times, owner)
     asked = gsm(question, visible, prior, grid, times, owner, with_looks=True)
-    assert plain.looks is None and torch.equal(plain.tokens, asked.tokens)
+    assert plain.looks is None
+    torch.testing.assert_close(asked.tokens, plain.tokens, rtol=1e-5, atol=1e-6)
     looks = asked.looks
     assert looks.words.shape == (3, 2, QUERIES, 7) and looks.cells.shape[:3] == (3, 2, QUERIES)
     assert looks.cells.shape[3] == looks.window.keys.shape[2] and looks.keys.shape == (2, 4 * CELLS, 32)
@@ -270,3 +271,24 @@ def test_the_module_cuts_its_width_as_it_likes():
     for wrong in (8, 3):
         with pytest.raises(ValueError, match=f"heads {wrong}: a width of 32 must give heads of a multiple of 16"):
             windowed(heads=wrong)
+
+
+@pytest.mark.parametrize("window", [0, 2])
+def test_a_head_may_look_at_nobody_and_reads_zeros(window):
+    gsm = windowed(nobody=True, window=window)
+    question, visible, prior, grid, times, owner = inputs()
+    looks = gsm(question, visible, prior, grid, times, owner, with_looks=True).looks
+    keys = looks.window.keys.shape[2]
+    assert looks.cells.shape == (3, 2, QUERIES, keys + 1)
+    torch.testing.assert_close(looks.cells.exp().sum(-1), torch.ones(3, 2, QUERIES))
+    assert (looks.cells[..., -1] > -math.inf).all()
+    attention = gsm(question, visible, prior, grid, times, owner, with_attention=True).attention
+    assert attention.shape == (3, QUERIES, SLOTS * CELLS)
+    torch.testing.assert_close(attention.sum(-1), 1 - looks.cells[..., -1].exp().mean(1))
+    read = []
+    gsm.speech.register_forward_pre_hook(lambda _, given: read.append(given[1]))
+    only = torch.zeros(3, 2, QUERIES, keys + 1, dtype=torch.bool)
+    for shown in (0, -1):
+        only[..., shown], only[..., -1 - shown] = True, False
+        gsm(question, visible, prior, grid, times, owner, blinkers=only)
+    assert read[0].abs().max() > 0.01 and not read[1].any()
