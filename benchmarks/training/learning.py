@@ -2,7 +2,9 @@
 
 Every row starts from the same text-only stage, learned once for each seed, so that variants differ in what they add to
 it. The main rows have the laptop profile's steps, the ablation's rows fewer (`SHORT`). What has no geometry module to
-guide spends the steps of that stage on the questions, four for one, for that is about what they cost.
+guide spends the steps of that stage on the questions, four for one, for that is about what they cost. An hour and more
+on two cores: what is finished is kept in `.cache` until a parameter or the code of the model changes, so that a bench
+that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -12,15 +14,16 @@ import json
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from assets.reuse import key_of
 from assets.workspace import Workspace
 from benchmarks.figure import Figure
 from benchmarks.training.world import SHARD, World, world
@@ -31,10 +34,12 @@ from validations.blind_statistics import Share, clustered_share
 
 SEEDS = (0, 1, 2)
 CHANCE = 0.25
-SILENT = {entry.name: 0.0 for entry in dataclasses.fields(GuidanceParameters)}
-WITHOUT_GROUNDING = SILENT | {"options": GuidanceParameters().options}
+CODE = (Path(__file__), *(Path(__file__).parents[2] / "models").glob("*.py"))
+WITHOUT_GROUNDING = dataclasses.asdict(GuidanceParameters.silent()) | {"options": GuidanceParameters().options}
 NO_GROUNDING = {"naming_steps": 0, "grounding_steps": 0}
-SHORT = {"naming_steps": 200, "grounding_steps": 300, "steps": 60}
+SHORT = {"naming_steps": 150, "grounding_steps": 150, "steps": 50}
+# Without a shared prefix a question costs as much as a clip.
+ALONE = {"questions_per_clip": 4, "geometry": {"variant": "fused"}}
 
 
 def unguided(naming_steps: int, grounding_steps: int, steps: int) -> dict[str, Any]:
@@ -52,8 +57,8 @@ ABLATION: dict[str, dict[str, Any]] = {
     "concatenation": {**SHORT_UNGUIDED, "geometry": {"variant": "concatenation", "merge_time": 2, "merge_space": 4}},
     "gsm": SHORT_UNGUIDED,
     "gsm_grounded": SHORT,
-    "fused": {**SHORT_UNGUIDED, "geometry": {"variant": "fused"}},
-    "fused_grounded": {**SHORT, "geometry": {"variant": "fused"}},
+    "fused": {**SHORT_UNGUIDED, **ALONE},
+    "fused_grounded": {**SHORT, **ALONE},
     "queries_8_grounded": {**SHORT, "geometry": {"queries": 8}},
     "queries_32_grounded": {**SHORT, "geometry": {"queries": 32}},
 }
@@ -79,50 +84,55 @@ class Run:
 def figures(workspace: Workspace) -> dict[str, Figure]:
     """All learning figures; trainings run two at a time on one thread each, but for the one that is timed."""
     made = world(workspace.root / ".cache")
-    with tempfile.TemporaryDirectory(prefix="dsr-learning-") as folder:
-        bench = Bench(made, Path(folder))
-        timed = bench.timed()
-        with ThreadPoolExecutor(2) as pool:
-            list(pool.map(bench.read, SEEDS))
-            jobs = {"laptop": {}, "sft": SFT} | ABLATION
-            started = {(name, seed): pool.submit(bench.run, name, seed, jobs[name]) for seed in SEEDS for name in jobs}
-            runs = {place: job.result() for place, job in started.items()}
-        return bench.main_rows(runs, timed) | bench.ablation(runs) | _audited(made)
+    parts = {"laptop": TrainingParameters().to_mapping(), "world": made.root.name}
+    bench = Bench(made, workspace.root / ".cache" / f"learning-{key_of(parts, CODE)[:12]}")
+    timed = bench.timed()
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(bench.read, SEEDS))
+        started = {}
+        for jobs in ({"laptop": {}, "sft": SFT}, ABLATION):
+            for place in product(SEEDS, jobs):
+                started[place] = pool.submit(bench.run, *place, jobs[place[1]])
+        runs = {place: job.result() for place, job in started.items()}
+    return bench.main_rows(runs, timed) | bench.ablation(runs) | _audited(made)
 
 
 class Bench:
-    """Trainings on one world, and their answers."""
+    """Trainings on one world, and their answers; what is in the folder `work` already is not made again."""
 
     def __init__(self, made: World, work: Path) -> None:
+        work.mkdir(parents=True, exist_ok=True)
         self.world, self.work, self.questions = made, work, made.held_out()
         self.answers = np.array(self.questions["answer"].to_pylist())
         self.clusters = [np.array(self.questions[name].to_pylist()) for name in ("quad", "clip")]
 
     def timed(self) -> float:
         """Seconds of the laptop profile's training, all stages, alone on the machine with its own threads."""
-        began = time.monotonic()
-        self._train("timed", {"seed": SEEDS[0]}, threads=TrainingParameters().threads)
-        return time.monotonic() - began
+        return self._train("timed", {"seed": SEEDS[0]}, threads=TrainingParameters().threads)
 
     def read(self, seed: int) -> None:
         """The text-only stage that all rows of a seed begin with."""
         only = {**NO_GROUNDING, "steps": 0, "geometry": {"variant": "none"}, "guidance": WITHOUT_GROUNDING}
         self._train(f"read-{seed}", {**only, "seed": seed})
 
-    def run(self, name: str, seed: int, changes: dict[str, Any]) -> Run:
+    def run(self, seed: int, name: str, changes: dict[str, Any]) -> Run:
         """Train a row and ask it the held-out questions."""
         base = {"base": str(self.work / f"read-{seed}"), "reading_steps": 0, "seed": seed}
-        began = time.monotonic()
-        checkpoint = self._train(f"{name}-{seed}", {**base, **changes})
-        seconds = time.monotonic() - began
-        report = json.loads((checkpoint / "training.json").read_text())
+        seconds = self._train(f"{name}-{seed}", {**base, **changes})
+        report = json.loads((self.work / f"{name}-{seed}" / "training.json").read_text())
         seen = sum(report["questions_seen"].values())
-        return Run(self.right(checkpoint, self.world.geometry), seconds, report["steps"], seen)
+        return Run(self.right(f"{name}-{seed}"), seconds, report["steps"], seen)
 
-    def right(self, checkpoint: Path, geometry: Path, blind: bool = False) -> np.ndarray:
-        """(n,) whether each held-out question is answered right."""
-        shares = predict(checkpoint, self.questions, self.world.videos, geometry, blind=blind)
-        return np.array(list("ABCD"))[shares.argmax(1)] == self.answers
+    def right(self, name: str, geometry: Path | None = None, what: str = "seen") -> np.ndarray:
+        """(n,) whether each held-out question is answered right by a trained row: "seen", "blind" or "shuffled"."""
+        kept = self.work / f"{name}.{what}.npy"
+        if not kept.is_file():
+            geometry = geometry or self.world.geometry
+            shares = predict(self.work / name, self.questions, self.world.videos, geometry, blind=what == "blind")
+            partial = kept.with_suffix(".partial.npy")
+            np.save(partial, np.array(list("ABCD"))[shares.argmax(1)] == self.answers)
+            partial.rename(kept)
+        return np.load(kept)
 
     def shuffled(self) -> Path:
         """A folder in which each held-out clip has the scene record of another."""
@@ -135,14 +145,13 @@ class Bench:
                 (folder / f"{clip}.safetensors").symlink_to(source.resolve())
         return folder.parent
 
-    def main_rows(self, runs: dict[tuple[str, int], Run], timed: float) -> dict[str, Figure]:
+    def main_rows(self, runs: dict[tuple[int, str], Run], timed: float) -> dict[str, Figure]:
         """The laptop profile beside what does not see the geometry, and beside what is not given it."""
-        laptop, sft = ([runs[name, seed].right for seed in SEEDS] for name in ("laptop", "sft"))
-        checkpoints = [self.work / f"laptop-{seed}" for seed in SEEDS]
-        blind = [self.right(checkpoint, self.world.geometry, blind=True) for checkpoint in checkpoints]
-        shuffled = [self.right(checkpoint, self.shuffled()) for checkpoint in checkpoints]
+        laptop, sft = ([runs[seed, name].right for seed in SEEDS] for name in ("laptop", "sft"))
+        blind = [self.right(f"laptop-{seed}", what="blind") for seed in SEEDS]
+        shuffled = [self.right(f"laptop-{seed}", self.shuffled(), "shuffled") for seed in SEEDS]
         accuracy, without, unseen, other = (np.mean(rows) for rows in (laptop, sft, blind, shuffled))
-        first = runs["laptop", SEEDS[0]]
+        first = runs[SEEDS[0], "laptop"]
         said = f"{self._said(laptop)}; {first.steps} steps after the reading stage, {first.questions} questions seen"
         return {
             "gsm_accuracy": Figure(accuracy, 0.60, "higher", "share", said),
@@ -154,11 +163,11 @@ class Bench:
             "training_minutes": Figure(timed / 60, 6.0, "lower", "minutes", "all stages, two threads, start included"),
         }
 
-    def ablation(self, runs: dict[tuple[str, int], Run]) -> dict[str, Figure]:
+    def ablation(self, runs: dict[tuple[int, str], Run]) -> dict[str, Figure]:
         """A row for each variant."""
         rows = {}
         for name in ABLATION:
-            own = [runs[name, seed] for seed in SEEDS]
+            own = [runs[seed, name] for seed in SEEDS]
             seconds, first = np.mean([run.seconds for run in own]), own[0]
             how = f"{self._said([run.right for run in own])}; {first.steps} steps, {first.questions} questions"
             value = float(np.mean([run.right for run in own]))
@@ -175,20 +184,27 @@ class Bench:
         """Of the mean over seeds."""
         return clustered_share(np.mean(rights, axis=0), self.clusters, CHANCE)
 
-    def _train(self, name: str, changes: dict[str, Any], threads: int = 1) -> Path:
-        """Train in a process of its own, as the chain does; returns the checkpoint."""
-        out, work = self.work / name, self.work / f"{name}.work"
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
+    def _train(self, name: str, changes: dict[str, Any], threads: int = 1) -> float:
+        """Train in a process of its own, as the chain does; returns its seconds from start to finished checkpoint."""
+        out, work, seconds = self.work / name, self.work / f"{name}.work", self.work / f"{name}.seconds"
+        if seconds.is_file():
+            return float(seconds.read_text())
+        # A training that was stopped would go on, and its time be that of the rest alone.
+        for folder in (out, work):
+            shutil.rmtree(folder, ignore_errors=True)
+        work.mkdir()
         (work / "parameters.json").write_text(json.dumps({**changes, "threads": threads}))
         command = [sys.executable, "-m", "models.train", "--splits", self.world.splits, "--out", out, "--work", work]
         command += ["--videos", self.world.videos, "--geometry", self.world.geometry]
         command += ["--parameters", work / "parameters.json"]
+        began = time.monotonic()
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"training {name} ended with {done.returncode}: {done.stderr.strip()[-400:]}")
-        print(f"trained {name}", file=sys.stderr)
-        return out
+        took = time.monotonic() - began
+        seconds.write_text(f"{took}\n")
+        print(f"trained {name} in {took:.0f} s", file=sys.stderr)
+        return took
 
 
 def _audited(made: World) -> dict[str, Figure]:
