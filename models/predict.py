@@ -30,7 +30,9 @@ SEEING = ("max_frames", "min_pixels", "max_pixels", "max_text_tokens", "precisio
 """Parameters of a training that a model which brings none is given, so that it sees what the project's own sees."""
 FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 """What a hub repository is asked for: weights, configuration, tokenizer."""
-PUBLISHED = GeometryModelParameters(prior="tokens", reads="prompt", heads=0, window=0, context=1)
+PUBLISHED = GeometryModelParameters(
+    prior="tokens", reads="prompt", heads=0, window=0, context=1, nobody=False, speak=False
+)
 
 
 class CheckpointError(ValueError):

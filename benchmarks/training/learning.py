@@ -123,33 +123,33 @@ class Bench:
         seen = sum(report["questions_seen"].values())
         return Run(self.right(f"{name}-{seed}"), seconds, report["steps"], seen)
 
-    def right(self, name: str, geometry: Path | None = None, what: str = "seen") -> np.ndarray:
+    def right(self, name: str, what: str = "seen") -> np.ndarray:
         """(n,) whether each held-out question is answered right by a trained row: "seen", "blind" or "shuffled"."""
         kept = self.work / f"{name}.{what}.npy"
         if not kept.is_file():
-            geometry = geometry or self.world.geometry
+            geometry = self.shuffled() if what == "shuffled" else self.world.geometry
             shares = predict(self.work / name, self.questions, self.world.videos, geometry, blind=what == "blind")
             partial = kept.with_suffix(".partial.npy")
             np.save(partial, np.array(list("ABCD"))[shares.argmax(1)] == self.answers)
-            partial.rename(kept)
+            partial.replace(kept)
         return np.load(kept)
 
     def shuffled(self) -> Path:
         """A folder in which each held-out clip has the scene record of another."""
         folder = self.work / "shuffled" / SHARD
-        if not folder.is_dir():
-            folder.mkdir(parents=True)
-            clips = sorted(set(self.questions["clip"].to_pylist()))
-            for clip, other in zip(clips, clips[1:] + clips[:1], strict=True):
-                source = self.world.geometry / SHARD / f"{other}.safetensors"
-                (folder / f"{clip}.safetensors").symlink_to(source.resolve())
+        folder.mkdir(parents=True, exist_ok=True)
+        clips = sorted(set(self.questions["clip"].to_pylist()))
+        for clip, other in zip(clips, clips[1:] + clips[:1], strict=True):
+            link = folder / f"{clip}.safetensors"
+            if not link.is_symlink():
+                link.symlink_to((self.world.geometry / SHARD / f"{other}.safetensors").resolve())
         return folder.parent
 
     def main_rows(self, runs: dict[tuple[int, str], Run], timed: float) -> dict[str, Figure]:
         """The laptop profile beside what does not see the geometry, and beside what is not given it."""
         laptop, sft = ([runs[seed, name].right for seed in SEEDS] for name in ("laptop", "sft"))
-        blind = [self.right(f"laptop-{seed}", what="blind") for seed in SEEDS]
-        shuffled = [self.right(f"laptop-{seed}", self.shuffled(), "shuffled") for seed in SEEDS]
+        blind = [self.right(f"laptop-{seed}", "blind") for seed in SEEDS]
+        shuffled = [self.right(f"laptop-{seed}", "shuffled") for seed in SEEDS]
         accuracy, without, unseen, other = (np.mean(rows) for rows in (laptop, sft, blind, shuffled))
         first = runs[SEEDS[0], "laptop"]
         said = f"{self._said(laptop)}; {first.steps} steps after the reading stage, {first.questions} questions seen"
@@ -202,7 +202,9 @@ class Bench:
         if done.returncode:
             raise RuntimeError(f"training {name} ended with {done.returncode}: {done.stderr.strip()[-400:]}")
         took = time.monotonic() - began
-        seconds.write_text(f"{took}\n")
+        partial = seconds.with_suffix(".partial")
+        partial.write_text(f"{took}\n")
+        partial.replace(seconds)
         print(f"trained {name} in {took:.0f} s", file=sys.stderr)
         return took
 

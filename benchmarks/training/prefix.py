@@ -140,10 +140,14 @@ def _differentiated(model: GeometricQwen, losses: Sequence[Callable[[], Tensor]]
     return total, {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
 
 
+def _optimizer(model: GeometricQwen) -> torch.optim.AdamW:
+    return torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=RATE)
+
+
 def speedup(shape: Shape = QUARTER, repetitions: int = REPETITIONS) -> dict[str, Figure]:
     """Questions per second of the shared form over those of the plain form."""
     model, trees = model_of(shape), [random_tree(shape, 0)]
-    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=RATE)
+    optimizer = _optimizer(model)
     forms = {
         "shared": (model, partial(update, shared_losses(model, trees), optimizer)),
         "plain": (model, partial(update, plain_losses(model, trees), optimizer)),
@@ -172,8 +176,7 @@ def attention(shape: Shape = MANY_SHORT, repetitions: int = REPETITIONS) -> dict
     for kind in ("sdpa", FLOAT32):
         model = model_of(shape)
         model.attend_with(kind)
-        optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=RATE)
-        forms[kind] = (model, partial(update, shared_losses(model, [random_tree(shape, 0)]), optimizer))
+        forms[kind] = (model, partial(update, shared_losses(model, [random_tree(shape, 0)]), _optimizer(model)))
     seconds = interleaved(forms, repetitions)
     masked, branches = seconds["sdpa"].whole, seconds[FLOAT32].whole
     how = (

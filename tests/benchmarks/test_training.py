@@ -6,14 +6,19 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.training import cost, gpu, prefix
 from benchmarks.training.flops import peak_rate, update_flops
+from benchmarks.training.learning import Bench
 from benchmarks.training.steps import plain_losses, shared_losses
 from benchmarks.training.workload import SEVEN_B, model_of, random_tree
+from benchmarks.training.world import SHARD, World
 from models.batch import TreeBatch
 
 TINY = replace(prefix.SMALL, layers=2, vision_depth=2, questions=2)
@@ -194,3 +199,21 @@ def _imported(path: Path) -> list[str]:
 def _is_module(name: str) -> bool:
     path = ROOT / name.replace(".", "/")
     return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def test_a_bench_of_learning_that_was_stopped_goes_on(tmp_path):
+    """What is finished is not trained or asked again, and a folder that was half made is completed."""
+    made = World(tmp_path / "world")
+    made.splits.mkdir(parents=True)
+    table = {"answer": ["A", "B", "C"], "quad": ["q"] * 3, "clip": ["a" * 64, "b" * 64, "c" * 64]}
+    pq.write_table(pa.table(table), made.splits / "val.parquet")
+    bench = Bench(made, tmp_path / "work")
+    (bench.work / "laptop-0.seconds").write_text("12.5\n")
+    assert bench._train("laptop-0", {}) == 12.5
+    np.save(bench.work / "laptop-0.blind.npy", np.array([True, False, True]))
+    assert bench.right("laptop-0", "blind").tolist() == [True, False, True]
+    folder = bench.work / "shuffled" / SHARD
+    folder.mkdir(parents=True)
+    (folder / f"{'a' * 64}.safetensors").symlink_to(made.geometry / SHARD / f"{'b' * 64}.safetensors")
+    found = {link.stem[0]: link.readlink().stem[0] for link in (bench.shuffled() / SHARD).iterdir()}
+    assert found == {"a": "b", "b": "c", "c": "a"}

@@ -24,11 +24,17 @@ SIZES = TinyModelParameters(**SMALLEST)
 FAMILIES = {"qwen2_5": (GeometricQwen, tiny_config), "qwen3": (GeometricQwen3, tiny_config3)}
 VARIANTS = ("none", "addition", "concatenation", "gsm", "fused")
 CHANNELS = CELL_CHANNELS
-AS_PUBLISHED = {"heads": 0, "window": 0, "context": 1, "merge_time": 2, "merge_space": 2}
-AS_PUBLISHED |= {"speak": False, "nobody": False}
+AS_PUBLISHED = {
+    "heads": 0,
+    "window": 0,
+    "context": 1,
+    "merge_time": 2,
+    "merge_space": 2,
+    "speak": False,
+    "nobody": False,
+}
 """The selection as the reference has it: the language model's heads, all keys, tokens read alone, 2x2x2 merged."""
-WINDOWED = {"heads": 2, "window": 2, "context": 3, "merge_time": 1, "merge_space": 1, "speak": True}
-WINDOWED |= {"nobody": False}
+WINDOWED = {**AS_PUBLISHED, "heads": 2, "window": 2, "context": 3, "merge_time": 1, "merge_space": 1, "speak": True}
 """The selection as the laptop profile has it, in small, without its place for nobody."""
 
 
