@@ -159,8 +159,10 @@ def strategy_of(parameters: TrainingParameters) -> Any:
         return ModelParallelStrategy(data_parallel_size=parameters.processes, tensor_parallel_size=1)
     if parameters.strategy == "auto" and parameters.processes == 1:
         return "auto"
-    # A stage that leaves a part of the model or of what guides it out gives that part no gradient.
-    unused = len(stages_of(parameters)) > 1 or parameters.guidance.given
+    # Not every loss reaches every weight: some stages leave parts of the model out, what guides the others is told in
+    # its own stages only, and beside Speech the last of what the selector thinks is read by the guidance alone. DDP,
+    # not told so, would silently keep the processes' gradients apart.
+    unused = len(stages_of(parameters)) > 1 or parameters.guidance.given or parameters.geometry.speak
     return DDPStrategy(find_unused_parameters=unused)
 
 
