@@ -42,6 +42,7 @@ from models.checkpoints import (
 from models.data import ClipStore, Question, TreeMaker, files_identity, groups_of, questions_of
 from models.evaluate import Evaluation
 from models.learner import Learner, base_sha256, build_learner
+from models.memory import keep_freed_memory
 from models.module import PARTS, DivergedError, QuestionAnswering, part_of
 from models.parameters import TrainingParameters
 from models.progress import Progress, ProgressLines, print_progress
@@ -262,6 +263,9 @@ def train(
         DivergedError, SIGTERMException: as `fit`.
     """
     torch.set_num_threads(parameters.threads)
+    keep_freed_memory()
+    # Deterministic algorithms would also fill all new memory, to show who reads what was never written.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     work.mkdir(parents=True, exist_ok=True)
     material = prepare(splits, videos, geometry, parameters)
     maker, questions = material.maker, material.questions["train"]

@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 
 def measure(workspace: Workspace) -> dict[str, Figure]:
     """All figures of the training link."""
-    from benchmarks.training import cost, gpu, learning, parity, prefix, resume
+    from benchmarks.training import cost, gpu, learning, memory, parity, prefix, resume
 
     figures = {}
     for what, part in (
         ("shared prefixes", prefix.figures),
+        ("kept memory", memory.figures),
         ("the geometry module's cost", cost.figures),
         ("published parity", parity.figures),
         ("resuming", resume.figures),

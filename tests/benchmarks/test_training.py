@@ -2,6 +2,7 @@
 
 import ast
 import itertools
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.training import cost, gpu, prefix
+from benchmarks.training import cost, gpu, memory, prefix
 from benchmarks.training.flops import peak_rate, update_flops
 from benchmarks.training.learning import Bench
 from benchmarks.training.steps import plain_losses, shared_losses
@@ -40,6 +41,12 @@ def test_both_forms_give_the_same_loss_and_gradients(checkpointing):
     loss, gradient = prefix.differing(0, checkpointing)
     assert loss <= 1e-5
     assert gradient <= 1e-4
+
+
+def test_memory_is_kept_in_one_process_of_two():
+    figure = memory.figures(turns=1, steps=1, clips=1)["kept_memory_speedup"]
+    returned, kept = (float(found) for found in re.findall(r"(\d+\.\d+) s", figure.how)[:2])
+    assert figure.value == pytest.approx(returned / kept, rel=0.05) and "medians of 1 processes" in figure.how
 
 
 @pytest.mark.parametrize(("checkpointing", "passes"), [(False, 1), (True, 2)])
