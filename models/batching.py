@@ -91,7 +91,8 @@ class StepBatches(Dataset):
         packs = self._single(self.packs(stage, step - stage.first))
         chosen = self._shares([self._length(pack) for pack in packs])[part]
         trees = [self._tree(stage, packs[number]) for number in chosen]
-        return self._micro_batch(trees, stage, step, part, self._totals(stage, packs))
+        totals = _totals_of(trees) if self.parameters.parts == 1 else self._totals(stage, packs)
+        return self._micro_batch(trees, stage, step, part, totals)
 
     def packs(self, stage: Stage, place: int) -> list[Pack]:
         """The packs of a step, counted from the beginning of its stage."""
@@ -122,6 +123,7 @@ class StepBatches(Dataset):
         return self.maker.tree(group, asked) if stage.name == "videos" else self.maker.grounding_tree(group, asked)
 
     def _totals(self, stage: Stage, packs: Sequence[Pack]) -> Totals:
+        """Of all parts of a step, of which this process may hold one."""
         with_video = stage.name == "videos"
         branches = [self.maker.branch(self.questions[row], with_video) for pack in packs for row in pack.rows]
         return _totals_of([Tree([], None, None, branches)])

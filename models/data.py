@@ -10,7 +10,8 @@ import json
 import math
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -366,6 +367,15 @@ def _opened(path: Path, clip: str, read: Callable[[safetensors.safe_open], Any])
         raise ClipError(f"clip {clip}: {path} cannot be read ({error}): make it again") from error
 
 
+@contextmanager
+def _naming(question: Question) -> Iterator[None]:
+    """Errors say which question they are about."""
+    try:
+        yield
+    except QuestionError as error:
+        raise QuestionError(f"question {question.qa_id}: {error}") from error
+
+
 class TreeMaker:
     """Turns groups of questions into trees, as one model wants them.
 
@@ -422,18 +432,25 @@ class TreeMaker:
         batch = pack(trees, self.prompt.video_pad, *laid_out, self.prompt.words)
         return continue_after_time(batch) if self.as_published else batch
 
+    def most_tokens(self, question: Question) -> int:
+        """What its branch with a video does not exceed (see `Prompt.most_tokens`).
+
+        Raises:
+            QuestionError: if it is no question with four options.
+        """
+        with _naming(question):
+            return self.prompt.most_tokens(question.question, question.options, question.answer, True)
+
     def branch(self, question: Question, with_video: bool = True) -> Branch:
         """A question's own part of a tree.
 
         Raises:
             QuestionError: if it does not fit.
         """
-        try:
+        with _naming(question):
             branch = self.prompt.branch(
                 question.question, question.options, question.answer, with_video, noted=self.guided
             )
-        except QuestionError as error:
-            raise QuestionError(f"question {question.qa_id}: {error}") from error
         if not self.as_published:
             return branch
         said = [*self.prompt.prefix(with_video), *branch.tokens[: branch.prompt_length]]

@@ -42,6 +42,8 @@ CHAT_TEMPLATE = """\
 MARK = "\u2063question\u2063"
 KEPT_TEXTS = 1 << 16
 """Texts whose tokens are kept, those asked for last; about 1.5 kB each at a hundred tokens."""
+TOKENS_OF_A_BYTE = 3
+"""A text has no more tokens than bytes; the composed form, which some tokenizers make first, has at most 3 for one."""
 PIECES = r" ?\(\d{1,2}(?=\) )|\) [^().\n]{1,60}\.|\d| ?\p{L}+| ?[^\s\p{L}\d]+|\s+"
 """What the small tokenizer never merges across: numbers and states of answers, digits, words, signs, space."""
 
@@ -109,8 +111,7 @@ class Prompt:
         Raises:
             QuestionError: if the text is too long, or options or answer are not four and a letter.
         """
-        if len(options) != len(LETTERS) or (answer is not None and answer not in LETTERS):
-            raise QuestionError(f"{len(options)} options, answer {answer!r}: expected 4 and a letter A to D")
+        _check_form(options, answer)
         text = question_text(question, options)
         asked = self.asked(text)
         lead = self._leads[with_video]
@@ -121,6 +122,17 @@ class Prompt:
         targets = silent[len(said) :] + said
         notes = self._notes(text, options, answer, len(lead)) if noted else None
         return Branch(tokens, targets, self.words(question), len(prompt), notes)
+
+    def most_tokens(self, question: str, options: Sequence[str], answer: str | None, with_video: bool) -> int:
+        """What no `branch` of it exceeds, without the work of telling its tokens.
+
+        Raises:
+            QuestionError: if options or answer are not four and a letter.
+        """
+        _check_form(options, answer)
+        said = TOKENS_OF_A_BYTE * len(question_text(question, options).encode("utf-8", "replace"))
+        around = (self._leads[with_video], self._tails[with_video], self.turn_end)
+        return said + sum(map(len, around))
 
     def asked(self, text: str) -> list[int]:
         """Ids of what the user says.
@@ -217,6 +229,11 @@ class Prompt:
         if len(ids) != 1:
             raise ParameterError(f"the tokenizer splits the option letter {letter} into {len(ids)} tokens")
         return ids[0]
+
+
+def _check_form(options: Sequence[str], answer: str | None) -> None:
+    if len(options) != len(LETTERS) or (answer is not None and answer not in LETTERS):
+        raise QuestionError(f"{len(options)} options, answer {answer!r}: expected 4 and a letter A to D")
 
 
 def _readable(text: str) -> str:

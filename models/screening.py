@@ -59,8 +59,12 @@ class Screening:
         usable = []
         for group in groups_of(questions):
             before = maker.prefix_slots(group) + maker.geometry_tokens
+            room = min(context - before, self.parameters.max_text_tokens)
             for row in group.rows:
                 try:
+                    if maker.most_tokens(questions[row]) <= room:
+                        usable.append(row)
+                        continue
                     slots = before + len(maker.branch(questions[row]).tokens)
                     if slots > context:
                         raise QuestionError(

@@ -6,8 +6,9 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers import normalizers
 from transformers import AutoTokenizer
 
 from models.batch import NO_TARGET
@@ -100,6 +101,25 @@ def test_bad_questions_are_refused(tokenizer):
         short.branch("?", OPTIONS[:3], None, True)
     with pytest.raises(QuestionError, match="answer 'E'"):
         short.branch("?", OPTIONS, "E", True)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(max_size=30), st.lists(st.text(max_size=20), min_size=4, max_size=4), st.booleans())
+@example("\U0001d160\u0344" * 9, ["\ud800", "\x00", "\u0958", ""], True)
+def test_no_branch_is_longer_than_said_beforehand(question, options, with_video):
+    tokenizer = build_tokenizer(TEXTS, 400)
+    composing = copy.deepcopy(tokenizer)
+    composing.backend_tokenizer.normalizer = normalizers.NFC()
+    for prompt in (Prompt(tokenizer, 2000), Prompt(composing, 2000)):
+        branch = prompt.branch(question, options, "A", with_video)
+        assert len(branch.tokens) <= prompt.most_tokens(question, options, "A", with_video)
+
+
+def test_what_is_no_question_has_no_bound(prompt):
+    with pytest.raises(QuestionError, match="3 options"):
+        prompt.most_tokens("?", OPTIONS[:3], "A", True)
+    with pytest.raises(QuestionError, match="answer 'E'"):
+        prompt.most_tokens("?", OPTIONS, "E", True)
 
 
 def test_tokenizer_without_template_is_refused():

@@ -6,8 +6,9 @@ import pyarrow.parquet
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from models.screening import Screening
 from models.train import main
-from tests.models.conftest import SHARD, TINY, question_rows
+from tests.models.conftest import SHARD, TINY, made, question_rows
 from tests.models.test_train import command
 
 
@@ -54,6 +55,14 @@ def test_bad_clips_are_left_out_and_counted(pool, release, capsys):
     assert (report["train_clips"], report["train_questions"]) == (1, 3)
     said = capsys.readouterr().out
     assert "left out 13 of 16 train questions: 4 for damaged file, 8 for missing file, 1 for question too long" in said
+
+
+def test_questions_that_surely_fit_are_not_tokenized(release, parameters, monkeypatch):
+    make, _, questions = made(release, parameters)
+    monkeypatch.setattr(make.prompt, "asked", lambda text: pytest.fail(f"tokenized {text!r}"))
+    assert Screening(parameters).with_usable_text(questions, make, 100_000) == questions
+    monkeypatch.undo()
+    assert Screening(parameters).with_usable_text(questions, make, 300) == questions
 
 
 def test_clips_of_another_network_are_left_out(pool, release):
