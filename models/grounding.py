@@ -1,7 +1,7 @@
 """Teaches the geometry module where to look and what to say, beside the loss on answers.
 
 words      Q-Former 1 looks at the words that name the question's things
-kinds      Q-Former 1 knows what a question asks for, be it distances, directions or speeds
+kinds      the code of what a question asks for says whether it is distances, directions or speeds
 names      keys know whose they are: the cells of a thing are told by the words of its name
 cells      Q-Former 2 looks at the cells of these things, each query at its own slot of time; at nobody for the camera
 positions  what the geometry tokens are made of holds where these things are and how they move
@@ -45,7 +45,6 @@ class Guides(nn.Module):
     Attributes:
         option: how right an option looks at its end, from the language model's state there.
         agree: whether it is right so far, where one of its states ends.
-        kind: what a question asks for, from what Q-Former 1 made of it.
         name: a key in the language of words.
         nobody: what stands for a cell without a thing, beside the names.
         place: where the things of a question are, from what a geometry token is made of.
@@ -55,7 +54,6 @@ class Guides(nn.Module):
         super().__init__()
         self.option = nn.Linear(width, 1)
         self.agree = nn.Linear(width, 1)
-        self.kind = nn.Linear(width, len(KINDS))
         self.name = nn.Linear(width, width)
         self.nobody = nn.Parameter(torch.zeros(width))
         self.place = nn.Linear(width, LAGS * len(ROLES) * PLACE_CHANNELS)
@@ -135,9 +133,10 @@ def grounding_losses(model: nn.Module, guides: Guides, batch: TreeBatch, selecti
     own = _of_roles(cover, guide, batch.owner)
     at = looks.window.slots[batch.owner]
     moments = [_Moment.of(own, at - lag) for lag in range(LAGS)]
+    kinds = {} if selection.code is None else {"kinds": _know_kinds(selection.code, guide)}
     return {
         "words": _look_at_words(looks, guide),
-        "kinds": _know_kinds(guides, selection.asked, guide),
+        **kinds,
         "names": _name_keys(model, guides, looks.keys, looks.visible, cover, guide)[batch.owner].sum(),
         "cells": _look_at_cells(looks, moments, batch, model.gsm.nobody),
         "positions": _hold_places(guides, selection.thoughts, moments, batch, cover, model.gsm.prior.merge),
@@ -225,11 +224,13 @@ def _look_at_words(looks: Looks, guide: Guide) -> Tensor:
     return _mean_where(torch.stack(missed, 1), torch.stack(known, 1))
 
 
-def _know_kinds(guides: Guides, asked: Tensor, guide: Guide) -> Tensor:
-    """Cross-entropy of telling what a question asks for."""
-    queries = asked.shape[1]
-    scores, kinds = guides.kind(asked).float().flatten(0, 1), guide.kinds.repeat_interleave(queries)
-    return functional.cross_entropy(scores, kinds, ignore_index=UNKNOWN, reduction="sum") / queries
+def _know_kinds(code: Tensor, guide: Guide) -> Tensor:
+    """Cross-entropy of telling what a question asks for: one number of the code for each kind, 1 or -1."""
+    known = guide.kinds != UNKNOWN
+    # tanh(x) is what a probability of sigmoid(2x) is between -1 and 1.
+    believed = 2 * code[known, :, : len(KINDS)].float()
+    truth = functional.one_hot(guide.kinds[known], len(KINDS)).to(believed.dtype)[:, None].expand_as(believed)
+    return functional.binary_cross_entropy_with_logits(believed, truth, reduction="sum") / code.shape[1]
 
 
 def _merged_cover(cover: Tensor, merge: tuple[int, int, int]) -> Tensor:

@@ -63,7 +63,8 @@ NORM_EPS = 1e-6
 QUERY_SPREAD = 0.3
 """Queries are drawn from this. The reference draws from 1, behind which what a query reads is hard to make out."""
 CODE_WIDTH, CODE_GAIN = 16, 4.0
-"""Numbers between -1 and 1 that tell what a query asks, and how soon they are one or the other."""
+"""Numbers between -1 and 1 that tell what a query asks, and how soon they are one or the other. Guidance says what the
+first of them stand for."""
 PLACE_GAIN = 3.0
 """Heads begin by reading the places of the cells they look at, so many times enlarged."""
 
@@ -79,14 +80,14 @@ class Selection:
             did not go to nobody.
         looks: where the heads looked first; None unless asked for.
         thoughts: (Q,N,d) what Q-Former 2 made of what it read, of which the tokens tell what matters.
-        asked: (Q,N,d) what Q-Former 1 made of the question.
+        code: (Q,N,CODE_WIDTH) what is asked, of which tanh makes numbers between -1 and 1; None without Speech.
     """
 
     tokens: Tensor
     attention: Tensor | None = None
     looks: Looks | None = None
     thoughts: Tensor | None = None
-    asked: Tensor | None = None
+    code: Tensor | None = None
 
 
 class Cells(NamedTuple):
@@ -341,7 +342,8 @@ class Speech(nn.Module):
 
     In the sum of both, which is what Q-Former 2 goes on with, little of either is left to be told apart. What is asked
     passes a narrow place: few things matter of it, such as whether distances or directions are, and a code of them is
-    learned far sooner than what to make of the whole.
+    learned far sooner than what to make of the whole. The code also opens and shuts the gates of the SwiGLU, so that
+    what is made of distances need not be in the way of what is made of directions.
     """
 
     def __init__(self, config) -> None:
@@ -351,14 +353,19 @@ class Speech(nn.Module):
         self.code = nn.Linear(width, CODE_WIDTH)
         self.both = nn.Linear(CODE_WIDTH + width, width)
         self.mlp_norm = Qwen2_5_VLRMSNorm(width, eps=NORM_EPS)
-        self.mlp = Qwen2_5_VLMLP(config)
+        self.gate = nn.Linear(CODE_WIDTH + width, config.intermediate_size)
+        self.up = nn.Linear(width, config.intermediate_size)
+        self.down = nn.Linear(config.intermediate_size, width)
         self.last = nn.Linear(width, width, bias=False)
 
-    def forward(self, asked: Tensor, read: Tensor) -> Tensor:
-        """(Q,N,d) from two of that size."""
-        code = torch.tanh(CODE_GAIN * self.code(self.asked_norm(asked)))
+    def forward(self, asked: Tensor, read: Tensor) -> tuple[Tensor, Tensor]:
+        """(Q,N,d) from two of that size, and the code (Q,N,CODE_WIDTH) before it is pressed between -1 and 1."""
+        believed = CODE_GAIN * self.code(self.asked_norm(asked))
+        code = torch.tanh(believed)
         said = self.both(torch.cat([code, read], -1))
-        return self.last(said + self.mlp(self.mlp_norm(said)))
+        normed = self.mlp_norm(said)
+        gated = functional.silu(self.gate(torch.cat([code, normed], -1))) * self.up(normed)
+        return self.last(said + self.down(gated)), believed
 
 
 class PriorProjection(nn.Module):
@@ -554,8 +561,8 @@ class GeometrySelection(nn.Module):
             first = last if number == 0 else first
         attention = self._over_all_keys(last, window, owner, cells.keys.shape[1]) if with_attention else None
         looks = Looks(words, first, window, cells.keys, cells.visible) if with_looks else None
-        said = tokens if self.speech is None else self.speech(condensed, read)
-        return Selection(self.norm(said), attention, looks, tokens, condensed)
+        said, code = (tokens, None) if self.speech is None else self.speech(condensed, read)
+        return Selection(self.norm(said), attention, looks, tokens, code)
 
     def begin(self) -> None:
         """Draw the queries, and let heads read places where the prior has them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import lightning
@@ -176,7 +177,7 @@ class QuestionAnswering(lightning.LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW with a group for each part, weight decay on matrices only."""
         p = self.parameters_used
-        groups = []
+        groups, rates = [], []
         for part in PARTS:
             own = [q for name, q in self.model.named_parameters() if part_of(name) == part and q.requires_grad]
             if part == "geometry" and self.guides is not None:
@@ -187,10 +188,11 @@ class QuestionAnswering(lightning.LightningModule):
             ):
                 if members:
                     groups.append({"params": members, "lr": getattr(p.learning_rates, part), "weight_decay": decay})
+                    rates.append(partial(rate_factor, parameters=p, part=part))
         optimizer = torch.optim.AdamW(groups)
         if self.sharded:
             begin_moments(optimizer)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, p))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -109,7 +109,7 @@ class GuidanceParameters(_Checked):
 
     options: float = _bounded(1.0, "which option is right, asked at the end of each", 0)
     words: float = _bounded(1.0, "Q-Former 1 looks at the words that name the question's things", 0)
-    kinds: float = _bounded(1.0, "Q-Former 1 knows what a question asks for", 0)
+    kinds: float = _bounded(1.0, "geometry tokens know what a question asks for", 0)
     names: float = _bounded(1.0, "keys tell by name whose they are", 0)
     cells: float = _bounded(3.0, "Q-Former 2 looks at the cells of the question's things", 0)
     positions: float = _bounded(
@@ -170,14 +170,15 @@ class TrainingParameters(_Checked):
     learning_rates: LearningRates = field(default_factory=LearningRates)
     guidance: GuidanceParameters = field(default_factory=GuidanceParameters)
     reading_steps: int = _bounded(
-        500, "text-only steps in which what happens is stated and has to be found among the options", 0
+        620, "text-only steps in which what happens is stated and has to be found among the options", 0
     )
-    reading_questions: int = _bounded(32, "questions in such a step", 1)
+    reading_questions: int = _bounded(24, "questions in such a step", 1)
     naming_steps: int = _bounded(150, "steps in which the prior's cells learn whose they are", 0)
-    grounding_steps: int = _bounded(330, "steps of the geometry module alone, before the language model joins it", 0)
-    steps: int = _bounded(150, "steps on questions about the videos", 0)
+    grounding_steps: int = _bounded(400, "steps of the geometry module alone, before the language model joins it", 0)
+    steps: int = _bounded(185, "steps on questions about the videos", 0)
     grounding_rate: float = _bounded(0.5, "share of the learning rates that the stage of grounding has", 0, 1)
     videos_rate: float = _bounded(0.7, "share of the learning rates that the stage on videos has", 0, 1)
+    videos_geometry_rate: float = _bounded(0.1, "the same for the geometry module, which knows its part by then", 0, 1)
     clips_per_batch: int = _bounded(4, "shared prefixes in a step, over all micro-batches and devices", 1)
     questions_per_clip: int = _bounded(16, "branches on one prefix, at most", 1)
     tokens_per_batch: int = _bounded(

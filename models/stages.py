@@ -57,11 +57,12 @@ def stage_at(step: int, parameters: TrainingParameters) -> Stage:
     return next((stage for stage in stages if step < stage.end), stages[-1])
 
 
-def rate_factor(step: int, parameters: TrainingParameters) -> float:
-    """Share of the peak learning rate at a step: each stage rises for `warmup_share` and then decays."""
+def rate_factor(step: int, parameters: TrainingParameters, part: str = "language") -> float:
+    """Share of a part's peak learning rate at a step: each stage rises for `warmup_share` and then decays."""
     stage = stage_at(step, parameters)
     place = step - stage.first
-    peak = {"grounding": parameters.grounding_rate, "videos": parameters.videos_rate}.get(stage.name, 1.0)
+    videos = parameters.videos_geometry_rate if part == "geometry" else parameters.videos_rate
+    peak = {"grounding": parameters.grounding_rate, "videos": videos}.get(stage.name, 1.0)
     rise = math.ceil(parameters.warmup_share * stage.steps)
     if place < rise:
         return peak * (place + 1) / (rise + 1)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -171,6 +173,8 @@ def test_each_stage_rises_and_decays():
     assert rates[170] < 0.1 and rates[190] == max(rates[170:]) == 0.5 and 0 < rates[369] < 0.01
     names = [stage_at(step, parameters).name for step in (99, 100, 119, 120, 170, 400)]
     assert names == ["reading", "naming", "naming", "grounding", "videos", "videos"]
+    module = [rate_factor(step, replace(parameters, videos_geometry_rate=0.1), "geometry") for step in range(370)]
+    assert module[:170] == rates[:170] and module[190] == max(module[170:]) == 0.1
     alone = {"reading_steps": 0, "naming_steps": 0, "grounding_steps": 0, "steps": 100, "warmup_share": 0.0}
     assert rate_factor(50, TrainingParameters(**alone, decay="cosine", videos_rate=1.0)) == pytest.approx(0.5)
     assert rate_factor(99, TrainingParameters(**alone, decay="constant", videos_rate=0.3)) == 0.3

@@ -26,7 +26,7 @@ from models.grounding import (
     option_losses,
     spoken,
 )
-from models.gsm import Looks, Selection, Window
+from models.gsm import CODE_WIDTH, Looks, Selection, Window
 from models.guide import KINDS, NO_THING, NO_WORD, UNKNOWN, Notes, Things
 from models.loss import stage_loss, totals_of
 from models.parameters import TrainingParameters
@@ -93,7 +93,7 @@ def looking(model, batch, words_at, cells_at) -> Selection:
     tokens = torch.zeros(len(batch.owner), model.geometry_tokens, 32)
     keys = torch.randn(len(batch.prior), math.prod(size), 32, generator=torch.Generator().manual_seed(2))
     looks = Looks(words_at(batch).log(), cells_at(batch, window).log(), window, keys, torch.ones(keys.shape[:2]) > 0)
-    return Selection(tokens, None, looks, thoughts=tokens, asked=tokens)
+    return Selection(tokens, None, looks, thoughts=tokens, code=tokens[..., :CODE_WIDTH])
 
 
 def all_words(batch):
@@ -296,15 +296,24 @@ def test_saying_where_things_are(model, guides):
 def test_knowing_what_is_asked_for(model, guides):
     batch = packed(model, two_clips(model))
     selection = looking(model, batch, all_words, all_cells)
-    torch.nn.init.zeros_(guides.kind.weight)
-    torch.nn.init.zeros_(guides.kind.bias)
-    blank = grounding_losses(model, guides, batch, selection)["kinds"]
-    assert float(blank) == pytest.approx(len(batch.owner) * math.log(len(KINDS)), rel=1e-5)
-    with torch.no_grad():
-        guides.kind.weight[0, 0] = guides.kind.weight[1, 1] = 20.0
-    asked = functional.one_hot(batch.guide.kinds, 32).float()[:, None].expand_as(selection.asked)
-    known = grounding_losses(model, guides, batch, replace(selection, asked=asked))["kinds"]
+    blank = torch.zeros(len(batch.owner), selection.tokens.shape[1], CODE_WIDTH)
+    unsure = grounding_losses(model, guides, batch, replace(selection, code=blank))["kinds"]
+    assert float(unsure) == pytest.approx(len(batch.owner) * len(KINDS) * math.log(2), rel=1e-5)
+    code = blank.clone()
+    code[..., : len(KINDS)] = 10 * (2 * functional.one_hot(batch.guide.kinds, len(KINDS)) - 1).float()[:, None]
+    known = grounding_losses(model, guides, batch, replace(selection, code=code))["kinds"]
     assert batch.guide.kinds.tolist() == [0, 1, 0, 0] and float(known) < 1e-3
+    assert "kinds" not in grounding_losses(model, guides, batch, replace(selection, code=None))
+
+
+def test_kinds_that_nobody_knows_teach_nothing(model, guides):
+    batch = packed(model, two_clips(model))
+    selection = looking(model, batch, all_words, all_cells)
+    code = torch.randn(len(batch.owner), selection.tokens.shape[1], CODE_WIDTH, requires_grad=True)
+    guide = replace(batch.guide, kinds=torch.full_like(batch.guide.kinds, UNKNOWN))
+    taught = grounding_losses(model, guides, replace(batch, guide=guide), replace(selection, code=code))["kinds"]
+    taught.backward()
+    assert float(taught) == 0 and not code.grad.any()
 
 
 def test_a_head_looks_at_nobody_for_the_camera():
