@@ -1,7 +1,8 @@
 """What the laptop profile learns on scenes it has never seen, what each part of the model is worth, and what it costs.
 
-Every row starts from the same text-only stage, learned once for each seed, so that variants differ in what they add to
-it. The main rows have the laptop profile's steps, the ablation's rows fewer (`SHORT`). What has no geometry module to
+The rows of the laptop profile are whole trainings, as its users run them. The others start from a text-only stage that
+is learned once for each seed, so that variants differ in what they add to it; beside the laptop profile's rows they
+have its steps, in the ablation fewer (`SHORT`). What has no geometry module to
 guide spends the steps of that stage on the questions, four for one, for that is about what they cost. An hour and more
 on two cores: what is finished is kept in `.cache` until a parameter or the code of the model changes, so that a bench
 that was stopped goes on.
@@ -70,7 +71,7 @@ class Run:
 
     Attributes:
         right: (n,) whether each held-out question is answered right.
-        seconds: of training, without the shared text-only stage.
+        seconds: of training, without the text-only stage where it is shared.
         steps: likewise.
         questions: seen in it.
     """
@@ -86,11 +87,11 @@ def figures(workspace: Workspace) -> dict[str, Figure]:
     made = world(workspace.root / ".cache")
     parts = {"laptop": TrainingParameters().to_mapping(), "world": made.root.name}
     bench = Bench(made, workspace.root / ".cache" / f"learning-{key_of(parts, CODE)[:12]}")
-    timed = bench.timed()
+    timed = bench.laptop(SEEDS[0], TrainingParameters().threads).seconds
     with ThreadPoolExecutor(2) as pool:
+        started = {(seed, "laptop"): pool.submit(bench.laptop, seed) for seed in SEEDS}
         list(pool.map(bench.read, SEEDS))
-        started = {}
-        for jobs in ({"laptop": {}, "sft": SFT}, ABLATION):
+        for jobs in ({"sft": SFT}, ABLATION):
             for place in product(SEEDS, jobs):
                 started[place] = pool.submit(bench.run, *place, jobs[place[1]])
         runs = {place: job.result() for place, job in started.items()}
@@ -106,22 +107,23 @@ class Bench:
         self.answers = np.array(self.questions["answer"].to_pylist())
         self.clusters = [np.array(self.questions[name].to_pylist()) for name in ("quad", "clip")]
 
-    def timed(self) -> float:
-        """Seconds of the laptop profile's training, all stages, alone on the machine with its own threads."""
-        return self._train("timed", {"seed": SEEDS[0]}, threads=TrainingParameters().threads)
+    def laptop(self, seed: int, threads: int = 1) -> Run:
+        """The laptop profile's training, all stages."""
+        return self._finished(f"laptop-{seed}", self._train(f"laptop-{seed}", {"seed": seed}, threads))
 
     def read(self, seed: int) -> None:
-        """The text-only stage that all rows of a seed begin with."""
+        """The text-only stage that all other rows of a seed begin with."""
         only = {**NO_GROUNDING, "steps": 0, "geometry": {"variant": "none"}, "guidance": WITHOUT_GROUNDING}
         self._train(f"read-{seed}", {**only, "seed": seed})
 
     def run(self, seed: int, name: str, changes: dict[str, Any]) -> Run:
         """Train a row and ask it the held-out questions."""
         base = {"base": str(self.work / f"read-{seed}"), "reading_steps": 0, "seed": seed}
-        seconds = self._train(f"{name}-{seed}", {**base, **changes})
-        report = json.loads((self.work / f"{name}-{seed}" / "training.json").read_text())
-        seen = sum(report["questions_seen"].values())
-        return Run(self.right(f"{name}-{seed}"), seconds, report["steps"], seen)
+        return self._finished(f"{name}-{seed}", self._train(f"{name}-{seed}", {**base, **changes}))
+
+    def _finished(self, name: str, seconds: float) -> Run:
+        report = json.loads((self.work / name / "training.json").read_text())
+        return Run(self.right(name), seconds, report["steps"], sum(report["questions_seen"].values()))
 
     def right(self, name: str, what: str = "seen") -> np.ndarray:
         """(n,) whether each held-out question is answered right by a trained row: "seen", "blind" or "shuffled"."""
@@ -152,7 +154,7 @@ class Bench:
         shuffled = [self.right(f"laptop-{seed}", "shuffled") for seed in SEEDS]
         accuracy, without, unseen, other = (np.mean(rows) for rows in (laptop, sft, blind, shuffled))
         first = runs[SEEDS[0], "laptop"]
-        said = f"{self._said(laptop)}; {first.steps} steps after the reading stage, {first.questions} questions seen"
+        said = f"{self._said(laptop)}; {first.steps} steps in all stages, {first.questions} questions seen"
         return {
             "gsm_accuracy": Figure(accuracy, 0.60, "higher", "share", said),
             "gsm_minus_sft": Figure(accuracy - without, 0.25, "higher", "share", f"SFT: {self._said(sft)}"),
