@@ -6,13 +6,14 @@ width. Positions are the reference's: in both cross-attentions queries, question
 three-axis rotary positions. Queries and question tokens count 0, 1, 2, … on all axes; a key stands at
 (tokens_per_second · seconds, row, column) of the merged grid.
 
-Four things differ from the reference where the configuration asks for them, all for models that learn from little.
+Five things differ from the reference where the configuration asks for them, all for models that learn from little.
 `window` lets each query see a few neighbouring slots of time only, so that the queries together go through the clip
 and none has to find its moment first; such keys are told apart by what they hold, which for geometric cells includes
 where and when they are, not by rotary positions. `context` reads each token of the question together with those
 before it, for a raw embedding does not say which of two things it names. `heads` cuts the module's width finer than
 the language model does. `nobody` gives heads of Q-Former 2 a place to look at where what they look for is no cell,
-above all the camera; what they would read instead is noise in everything that is made of it.
+above all the camera; what they would read instead is noise in everything that is made of it. `speak` makes the tokens
+of what was asked and what was read, side by side (`Speech`), not of their sum.
 
 Only `PriorProjection` knows whether the prior features are network tokens or geometric cells.
 """

@@ -13,8 +13,8 @@ def keep_freed_memory() -> bool:
     """Let the process keep what it frees, which on CPUs every step of a training takes anew.
 
     By default glibc gives the large buffers of activations back to the system, which has to clear the pages before it
-    hands them out again. What that saves grows with the buffers (`python -m benchmarks training`, row
-    `kept_memory_speedup`, has those of one clip at a time).
+    hands them out again: a quarter of the geometry module's step (`python -m benchmarks training`, row
+    `kept_memory_speedup`).
 
     Returns:
         Whether the C library is one that can.

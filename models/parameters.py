@@ -109,7 +109,7 @@ class GuidanceParameters(_Checked):
 
     options: float = _bounded(1.0, "which option is right, asked at the end of each", 0)
     words: float = _bounded(1.0, "Q-Former 1 looks at the words that name the question's things", 0)
-    kinds: float = _bounded(1.0, "geometry tokens know what a question asks for", 0)
+    kinds: float = _bounded(1.0, "geometry tokens that speak know what a question asks for", 0)
     names: float = _bounded(1.0, "keys tell by name whose they are", 0)
     cells: float = _bounded(3.0, "Q-Former 2 looks at the cells of the question's things", 0)
     positions: float = _bounded(

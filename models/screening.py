@@ -62,15 +62,8 @@ class Screening:
             room = min(context - before, self.parameters.max_text_tokens)
             for row in group.rows:
                 try:
-                    if maker.most_tokens(questions[row]) <= room:
-                        usable.append(row)
-                        continue
-                    slots = before + len(maker.branch(questions[row]).tokens)
-                    if slots > context:
-                        raise QuestionError(
-                            f"question {questions[row].qa_id}: with its video it has {slots} tokens, the model's "
-                            f"context is {context}: lower max_frames or max_pixels"
-                        )
+                    if maker.most_tokens(questions[row]) > room:
+                        _check_length(questions[row], before + len(maker.branch(questions[row]).tokens), context)
                     usable.append(row)
                 except QuestionError as error:
                     self.skipped[self._reason(error, "question too long or malformed")] += 1
@@ -105,3 +98,11 @@ class Screening:
             reasons = ", ".join(sorted(self.skipped)) or "there was none"
             raise InputError(f"no question is left to train on: {reasons}")
         return questions
+
+
+def _check_length(question: Question, slots: int, context: int) -> None:
+    if slots > context:
+        raise QuestionError(
+            f"question {question.qa_id}: with its video it has {slots} tokens, the model's context is {context}: "
+            "lower max_frames or max_pixels"
+        )

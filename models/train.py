@@ -48,7 +48,7 @@ from models.parameters import TrainingParameters
 from models.progress import Progress, ProgressLines, print_progress
 from models.prompt import Prompt
 from models.screening import InputError, Screening
-from models.stages import stages_of, total_steps
+from models.stages import total_steps
 
 STOPPED = 143
 
@@ -160,11 +160,9 @@ def strategy_of(parameters: TrainingParameters) -> Any:
         return ModelParallelStrategy(data_parallel_size=parameters.processes, tensor_parallel_size=1)
     if parameters.strategy == "auto" and parameters.processes == 1:
         return "auto"
-    # Not every loss reaches every weight: some stages leave parts of the model out, what guides the others is told in
-    # its own stages only, and beside Speech the last of what the selector thinks is read by the guidance alone. DDP,
-    # not told so, would silently keep the processes' gradients apart.
-    unused = len(stages_of(parameters)) > 1 or parameters.guidance.given or parameters.geometry.speak
-    return DDPStrategy(find_unused_parameters=unused)
+    # Which weights a loss reaches depends on stage, guidance and module; wrongly told that it reaches all, DDP would
+    # silently leave each process with gradients of its own.
+    return DDPStrategy(find_unused_parameters=True)
 
 
 def fit(

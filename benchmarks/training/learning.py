@@ -1,11 +1,10 @@
 """What the laptop profile learns on scenes it has never seen, what each part of the model is worth, and what it costs.
 
-The rows of the laptop profile are whole trainings, as its users run them. The others start from a text-only stage that
-is learned once for each seed, so that variants differ in what they add to it; beside the laptop profile's rows they
-have its steps, in the ablation fewer (`SHORT`). What has no geometry module to
-guide spends the steps of that stage on the questions, four for one, for that is about what they cost. An hour and more
-on two cores: what is finished is kept in `.cache` until a parameter or the code of the model changes, so that a bench
-that was stopped goes on.
+The main rows, the laptop profile and plain SFT, are whole trainings, as their users run them. Those of the ablation
+start from a text-only stage that is learned once for each seed, and have fewer steps (`SHORT`). What has no geometry
+module to guide spends the steps of that stage on the questions, four for one, for that is about what they cost. An hour
+and more on two cores: what is finished is kept in `.cache` until a parameter or the code of the model changes, so that
+a bench that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ def unguided(naming_steps: int, grounding_steps: int, steps: int) -> dict[str, A
 
 
 LAPTOP = {name: getattr(TrainingParameters(), name) for name in SHORT}
-SFT = {**unguided(**LAPTOP), "geometry": {"variant": "none"}}
+MAIN: dict[str, dict[str, Any]] = {"laptop": {}, "sft": {**unguided(**LAPTOP), "geometry": {"variant": "none"}}}
 SHORT_UNGUIDED = unguided(**SHORT)
 ABLATION: dict[str, dict[str, Any]] = {
     "none": {**SHORT_UNGUIDED, "geometry": {"variant": "none"}},
@@ -87,13 +86,11 @@ def figures(workspace: Workspace) -> dict[str, Figure]:
     made = world(workspace.root / ".cache")
     parts = {"laptop": TrainingParameters().to_mapping(), "world": made.root.name}
     bench = Bench(made, workspace.root / ".cache" / f"learning-{key_of(parts, CODE)[:12]}")
-    timed = bench.laptop(SEEDS[0], TrainingParameters().threads).seconds
+    timed = bench.whole(SEEDS[0], "laptop", TrainingParameters().threads).seconds
     with ThreadPoolExecutor(2) as pool:
-        started = {(seed, "laptop"): pool.submit(bench.laptop, seed) for seed in SEEDS}
+        started = {place: pool.submit(bench.whole, *place) for place in product(SEEDS, MAIN)}
         list(pool.map(bench.read, SEEDS))
-        for jobs in ({"sft": SFT}, ABLATION):
-            for place in product(SEEDS, jobs):
-                started[place] = pool.submit(bench.run, *place, jobs[place[1]])
+        started |= {place: pool.submit(bench.variant, *place) for place in product(SEEDS, ABLATION)}
         runs = {place: job.result() for place, job in started.items()}
     return bench.main_rows(runs, timed) | bench.ablation(runs) | _audited(made)
 
@@ -107,21 +104,23 @@ class Bench:
         self.answers = np.array(self.questions["answer"].to_pylist())
         self.clusters = [np.array(self.questions[name].to_pylist()) for name in ("quad", "clip")]
 
-    def laptop(self, seed: int, threads: int = 1) -> Run:
-        """The laptop profile's training, all stages."""
-        return self._finished(f"laptop-{seed}", self._train(f"laptop-{seed}", {"seed": seed}, threads))
+    def whole(self, seed: int, name: str, threads: int = 1) -> Run:
+        """A main row, all its stages."""
+        return self._run(f"{name}-{seed}", {**MAIN[name], "seed": seed}, threads)
 
     def read(self, seed: int) -> None:
-        """The text-only stage that all other rows of a seed begin with."""
+        """The text-only stage that the ablation's rows of a seed begin with."""
         only = {**NO_GROUNDING, "steps": 0, "geometry": {"variant": "none"}, "guidance": WITHOUT_GROUNDING}
         self._train(f"read-{seed}", {**only, "seed": seed})
 
-    def run(self, seed: int, name: str, changes: dict[str, Any]) -> Run:
-        """Train a row and ask it the held-out questions."""
+    def variant(self, seed: int, name: str) -> Run:
+        """A row of the ablation."""
         base = {"base": str(self.work / f"read-{seed}"), "reading_steps": 0, "seed": seed}
-        return self._finished(f"{name}-{seed}", self._train(f"{name}-{seed}", {**base, **changes}))
+        return self._run(f"{name}-{seed}", {**base, **ABLATION[name]})
 
-    def _finished(self, name: str, seconds: float) -> Run:
+    def _run(self, name: str, changes: dict[str, Any], threads: int = 1) -> Run:
+        """Train, and ask the held-out questions."""
+        seconds = self._train(name, changes, threads)
         report = json.loads((self.work / name / "training.json").read_text())
         return Run(self.right(name), seconds, report["steps"], sum(report["questions_seen"].values()))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.figure import Figure
 from benchmarks.training.clock import interleaved
-from benchmarks.training.steps import plain_losses, shared_losses, tree_loss, update
+from benchmarks.training.steps import optimizer_of, plain_losses, shared_losses, tree_loss, update
 from benchmarks.training.workload import SEVEN_B, Shape, model_of, packed, random_branch, random_tree
 from models.attention import FLOAT32
 from models.batch import Tree
@@ -75,7 +75,6 @@ MANY_SHORT = replace(
 
 SEEDS = (0, 1, 2)
 REPETITIONS = 3
-RATE = 1e-5
 
 
 def figures() -> dict[str, Figure]:
@@ -140,14 +139,10 @@ def _differentiated(model: GeometricQwen, losses: Sequence[Callable[[], Tensor]]
     return total, {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
 
 
-def _optimizer(model: GeometricQwen) -> torch.optim.AdamW:
-    return torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=RATE)
-
-
 def speedup(shape: Shape = QUARTER, repetitions: int = REPETITIONS) -> dict[str, Figure]:
     """Questions per second of the shared form over those of the plain form."""
     model, trees = model_of(shape), [random_tree(shape, 0)]
-    optimizer = _optimizer(model)
+    optimizer = optimizer_of(model)
     forms = {
         "shared": (model, partial(update, shared_losses(model, trees), optimizer)),
         "plain": (model, partial(update, plain_losses(model, trees), optimizer)),
@@ -176,7 +171,7 @@ def attention(shape: Shape = MANY_SHORT, repetitions: int = REPETITIONS) -> dict
     for kind in ("sdpa", FLOAT32):
         model = model_of(shape)
         model.attend_with(kind)
-        forms[kind] = (model, partial(update, shared_losses(model, [random_tree(shape, 0)]), _optimizer(model)))
+        forms[kind] = (model, partial(update, shared_losses(model, [random_tree(shape, 0)]), optimizer_of(model)))
     seconds = interleaved(forms, repetitions)
     masked, branches = seconds["sdpa"].whole, seconds[FLOAT32].whole
     how = (

@@ -47,6 +47,11 @@ def _answer_tokens(tree: Tree) -> int:
     return sum(target != NO_TARGET for branch in tree.branches for target in branch.targets)
 
 
+def optimizer_of(model: GeometricQwen) -> torch.optim.AdamW:
+    """AdamW over what is trained of a model, at a rate that hardly changes it."""
+    return torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-5)
+
+
 def update(losses: Losses, optimizer: torch.optim.Optimizer) -> None:
     """Forward and backward of each share in turn, then one step of the optimizer."""
     for share in losses:
