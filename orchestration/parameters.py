@@ -111,4 +111,7 @@ def _first_fault(error: ValidationError, profile: str) -> str:
         return f"unknown key {key}; remove it or correct its spelling"
     if fault["type"] in ("missing",):
         return f"{key} is missing; add it (see the laptop profile)"
+    if isinstance(fault["input"], dict):
+        # A section whose own check names the value; all it holds would bury that.
+        return f"{key}: {fault['msg'].removeprefix('Value error, ')}; correct the value"
     return f"{key}: {fault['input']!r} does not fit ({fault['msg'].lower()}); correct the value"

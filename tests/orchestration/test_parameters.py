@@ -84,6 +84,7 @@ def test_choosing_a_profile_keeps_the_comments(tmp_path):
         ("videos", "frames", "many", r"laptop\.videos\.frames: 'many'"),
         ("checkpoint", "stepps", 3, "stepps"),
         ("checkpoint", "steps", "three", "steps"),
+        ("checkpoint", "videos_rate", 3.5, r"laptop\.checkpoint: videos_rate = 3\.5: must be at most 1; correct"),
         ("splits", "train", 2.0, "train"),
     ],
 )
@@ -97,7 +98,7 @@ def test_a_wrong_parameter_is_one_line_with_file_value_and_remedy(tmp_path, sect
     message = str(caught.value)
     assert str(path) in message
     assert re.search(says, message)
-    assert "\n" not in message
+    assert "\n" not in message and len(message) < len(str(path)) + 300
 
 
 def test_an_unknown_profile_names_the_known_ones(tmp_path):
